@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recipe: which model, how it is quantised, and the shapes that it is built for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from orinkit import config
+from orinkit.errors import ConfigError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+"""What recipes and targets may be called: the names become file names."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the checkpoint comes from."""
+
+    path: str
+    """Folder with the checkpoint, relative to the recipe file."""
+    repository: str | None = None
+    """Hub repository, for provenance and for the download hint."""
+    revision: str | None = None
+    """Commit of that repository."""
+
+
+@dataclass(frozen=True)
+class Quantise:
+    """How weights are stored. `none` keeps every matrix in the activation type, for verification."""
+
+    method: Literal["none", "rtn"] = "rtn"
+    group_size: Literal[32, 64, 128] = 128
+    head: Literal["int4", "int8", "float16"] = "int4"
+    embedding: Literal["int4", "int8", "float16"] = "float16"
+    """With a tied head of the same format the two share one copy."""
+    gated_delta: Literal["int4", "int8", "float16"] = "int4"
+    """Large projections of gated-delta layers; their a/b projections always stay wide."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the contexts are built for; all in tokens, except `slots`."""
+
+    capacity: int
+    """Longest sequence, prompt and answer together."""
+    slots: int = 4
+    """Sequences held at the same time."""
+    chunk: int = 512
+    """Most tokens of one prefill step."""
+
+    def validate(self) -> None:
+        for name, low, high in (("capacity", 16, 1 << 20), ("slots", 1, 256), ("chunk", 16, 8192)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name}: expected {low} to {high}, found {value}")
+        if self.chunk > self.capacity:
+            raise ConfigError(f"chunk: expected at most the capacity of {self.capacity} tokens, found {self.chunk}")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Prompts whose greedy continuation a bundle must reproduce."""
+
+    prompts: tuple[str, ...] = ("The capital of France is", "1 2 3 4 5 6 7 8", "def add(a, b):\n    return")
+    tokens: int = 16
+    """Most tokens of each continuation."""
+
+    def validate(self) -> None:
+        if not self.prompts or not all(self.prompts):
+            raise ConfigError("prompts: expected at least one prompt and none of them empty; write a sentence")
+        if not 1 <= self.tokens <= 256:
+            raise ConfigError(f"tokens: expected 1 to 256, found {self.tokens}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One YAML file of `recipes/`."""
+
+    name: str
+    checkpoint: Source
+    shapes: Shapes
+    quantise: Quantise = field(default_factory=Quantise)
+    activations: Literal["float16", "float32"] = "float16"
+    """Type between ops; float32 is for verification on a host."""
+    golden: Golden = field(default_factory=Golden)
+
+    def validate(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"name: expected small letters, digits, '.', '_' and '-' (at most 64), found {self.name!r}"
+            )
+        if self.activations == "float32" and self.quantise.method != "none":
+            raise ConfigError(
+                "activations: float32 is for verification without quantisation; set quantise: {method: none}"
+            )
+
+
+def read(path: Path) -> Recipe:
+    """The recipe at `path`. Raises ConfigError."""
+    return config.read(path, Recipe)
