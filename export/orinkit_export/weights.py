@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's tensors as the graph wants them: projections that share an input fused, rows in the ops' order,
+norms effective, everything by the graph's names.
+
+    embedding, head                    rows of the vocabulary
+    layers.I.norm1, layers.I.norm2     float32 [H]
+    layers.I.qkv, layers.I.o           query, gate if any, key, value; output
+    layers.I.qkvz, .ba, .out           gated delta: channels and z; b and a; output
+    layers.I.gate_up, layers.I.down    rows interleaved gate, up; output
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orinkit.errors import CheckpointError
+from orinkit.model import Attention, GatedDelta, ModelSpec, Rope
+from orinkit_export.architectures import by_name
+from orinkit_export.checkpoint import Checkpoint
+
+Float32 = NDArray[np.float32]
+Role = Literal["embedding", "head", "projection", "gated_delta", "wide", "float32"]
+"""How a weight may be stored: the first four by the recipe, `wide` in the activation type, `float32` always so."""
+
+BLOCK_ROWS = 8192
+"""Rows of a vocabulary matrix that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of the graph, not yet read: its rows come in float32 blocks."""
+
+    name: str
+    role: Role
+    blocks: Callable[[], Iterator[Float32]]
+
+
+class Weights:
+    """The weights of a model in the order in which they are stored.
+
+    `used` names the checkpoint's tensors that were read so far.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, positions: int) -> None:
+        self._checkpoint = checkpoint
+        self._spec = spec
+        self._positions = positions
+        self._unit = by_name(spec.architecture).unit_norms
+        self.used: set[str] = set()
+
+    def __iter__(self) -> Iterator[Weight]:
+        yield self._vocabulary("embedding", "model.embed_tokens.weight", "embedding")
+        if any(layer.attention for layer in self._spec.layers):
+            for name, table in zip(("rope.cos", "rope.sin"), self._rope_tables(), strict=True):
+                yield _whole(name, "float32", table)
+        for index, layer in enumerate(self._spec.layers):
+            prefix, theirs = f"layers.{index}", f"model.layers.{index}"
+            yield self._norm(f"{prefix}.norm1", f"{theirs}.input_layernorm.weight")
+            if layer.attention:
+                yield from self._attention(prefix, f"{theirs}.self_attn", layer.attention)
+            if layer.gated_delta:
+                yield from self._gated_delta(prefix, f"{theirs}.linear_attn", layer.gated_delta)
+            yield self._norm(f"{prefix}.norm2", f"{theirs}.post_attention_layernorm.weight")
+            yield from self._mlp(prefix, f"{theirs}.mlp", layer.intermediate)
+        yield self._norm("final_norm", "model.norm.weight")
+        yield self._vocabulary("head", "model.embed_tokens.weight" if self._spec.tied else "lm_head.weight", "head")
+
+    def _read(self, name: str, *shape: int) -> Float32:
+        self.used.add(name)
+        return self._checkpoint.read(name, shape)
+
+    def _vocabulary(self, ours: str, theirs: str, role: Role) -> Weight:
+        def blocks() -> Iterator[Float32]:
+            self.used.add(theirs)
+            expected, found = (self._spec.vocab, self._spec.hidden), self._checkpoint.shape(theirs)
+            if found != expected:
+                raise CheckpointError(f"{theirs}: expected shape {expected} by config.json, found {found}")
+            for start in range(0, self._spec.vocab, BLOCK_ROWS):
+                yield self._checkpoint.read_rows(theirs, start, min(start + BLOCK_ROWS, self._spec.vocab))
+
+        return Weight(f"{ours}.weight", role, blocks)
+
+    def _norm(self, ours: str, theirs: str, width: int = 0, unit: bool | None = None) -> Weight:
+        def blocks() -> Iterator[Float32]:
+            stored = self._read(theirs, width or self._spec.hidden)
+            yield stored + np.float32(1) if (self._unit if unit is None else unit) else stored
+
+        return Weight(ours, "float32", blocks)
+
+    def _projection(self, ours: str, role: Role, fuse: Callable[[str], Float32], first: str) -> Iterator[Weight]:
+        """`fuse(suffix)` gives the fused rows of the `.weight` or `.bias` tensors; `first` names one of them."""
+        yield Weight(f"{ours}.weight", role, lambda: iter([fuse("weight")]))
+        if f"{first}.bias" in self._checkpoint:
+            yield Weight(f"{ours}.bias", "wide", lambda: iter([fuse("bias")]))
+
+    def _rows(self, name: str, suffix: str, rows: int, columns: int) -> Float32:
+        shape = (rows, columns) if suffix == "weight" else (rows,)
+        return self._read(f"{name}.{suffix}", *shape)
+
+    def _attention(self, ours: str, theirs: str, spec: Attention) -> Iterator[Weight]:
+        hidden, dim = self._spec.hidden, spec.head_dim
+
+        def qkv(suffix: str) -> Float32:
+            q = self._rows(f"{theirs}.q_proj", suffix, spec.heads * dim * (2 if spec.gate else 1), hidden)
+            if spec.gate:  # the checkpoint stores query and gate rows head by head
+                by_head = q.reshape(spec.heads, 2, dim, *q.shape[1:])
+                q = np.concatenate([by_head[:, 0], by_head[:, 1]]).reshape(q.shape)
+            k, v = (self._rows(f"{theirs}.{part}_proj", suffix, spec.kv_heads * dim, hidden) for part in "kv")
+            return np.concatenate([q, k, v])
+
+        yield from self._projection(f"{ours}.qkv", "projection", qkv, f"{theirs}.q_proj")
+        if spec.qk_norm:
+            yield self._norm(f"{ours}.q_norm", f"{theirs}.q_norm.weight", dim)
+            yield self._norm(f"{ours}.k_norm", f"{theirs}.k_norm.weight", dim)
+        yield from self._plain(f"{ours}.o", "projection", f"{theirs}.o_proj", hidden, spec.heads * dim)
+
+    def _gated_delta(self, ours: str, theirs: str, spec: GatedDelta) -> Iterator[Weight]:
+        hidden, heads, channels = self._spec.hidden, spec.value_heads, spec.channels
+
+        def stacked(*parts: tuple[str, int]) -> Callable[[str], Float32]:
+            return lambda suffix: np.concatenate(
+                [self._rows(f"{theirs}.{name}", suffix, rows, hidden) for name, rows in parts]
+            )
+
+        qkvz = stacked(("in_proj_qkv", channels), ("in_proj_z", spec.z_dim))
+        yield from self._projection(f"{ours}.qkvz", "gated_delta", qkvz, f"{theirs}.in_proj_qkv")
+        ba = stacked(("in_proj_b", heads), ("in_proj_a", heads))
+        yield from self._projection(f"{ours}.ba", "wide", ba, f"{theirs}.in_proj_b")
+        yield Weight(f"{ours}.conv_weight", "wide", lambda: iter([self._taps(f"{theirs}.conv1d.weight", spec)]))
+        yield self._vector(f"{ours}.a_log", f"{theirs}.A_log", heads)
+        yield self._vector(f"{ours}.dt_bias", f"{theirs}.dt_bias", heads)
+        yield self._norm(f"{ours}.norm", f"{theirs}.norm.weight", spec.value_dim, unit=False)
+        yield from self._plain(f"{ours}.out", "gated_delta", f"{theirs}.out_proj", hidden, spec.z_dim)
+
+    def _taps(self, theirs: str, spec: GatedDelta) -> Float32:
+        return self._read(theirs, spec.channels, 1, spec.conv_width)[:, 0]
+
+    def _vector(self, ours: str, theirs: str, width: int) -> Weight:
+        return Weight(ours, "float32", lambda: iter([self._read(theirs, width)]))
+
+    def _mlp(self, ours: str, theirs: str, width: int) -> Iterator[Weight]:
+        hidden = self._spec.hidden
+
+        def interleaved(suffix: str) -> Float32:
+            gate, up = (self._rows(f"{theirs}.{part}_proj", suffix, width, hidden) for part in ("gate", "up"))
+            return np.stack([gate, up], axis=1).reshape(2 * width, *gate.shape[1:])
+
+        yield from self._projection(f"{ours}.gate_up", "projection", interleaved, f"{theirs}.gate_proj")
+        yield from self._plain(f"{ours}.down", "projection", f"{theirs}.down_proj", hidden, width)
+
+    def _plain(self, ours: str, role: Role, theirs: str, rows: int, columns: int) -> Iterator[Weight]:
+        yield from self._projection(ours, role, lambda suffix: self._rows(theirs, suffix, rows, columns), theirs)
+
+    def _rope_tables(self) -> tuple[Float32, Float32]:
+        rotary = next(layer.attention.rotary_dim for layer in self._spec.layers if layer.attention)
+        angles = np.arange(self._positions)[:, None] * rope_frequencies(self._spec.rope, rotary)[None]
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rope_frequencies(rope: Rope, rotary_dim: int) -> NDArray[np.float64]:
+    """Angles per position [rotary_dim/2]. With `factor` > 1 as Llama 3.1 scales them: long wavelengths divided by the
+    factor, short ones kept, and a linear blend (in original_positions / wavelength) between."""
+    frequencies = rope.theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+    if rope.factor == 1.0:
+        return frequencies
+    turns = rope.original_positions * frequencies / (2 * np.pi)
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = np.clip(blend, 0.0, 1.0)
+    return np.asarray(frequencies * (kept + (1 - kept) / rope.factor))
+
+
+def _whole(name: str, role: Role, array: Float32) -> Weight:
+    return Weight(name, role, lambda: iter([array]))

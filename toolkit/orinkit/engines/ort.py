@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `onnxruntime` engine: the graph's function bodies on the CPU; the numerical reference and the default anywhere.
+
+The bodies compute one sequence, so a step runs its sequences one by one; a step is not captured. The caches are NumPy
+arrays; a run gets its slot's rows as both input and output, at one address, so that the state is updated in place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
+from orinkit.errors import EngineError
+
+_DTYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+_STATE_PREFIXES = ("kv_", "conv_", "rec_")
+
+RING_ROUNDING = 64
+"""A windowed cache holds the window plus the longest step, rounded up to a multiple of this many rows."""
+
+
+class OrtCaches:
+    """Every state as one array [S, ...]; a slot's rows are contiguous."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], slots: int, capacity: int) -> None:
+        self.arrays = dict(arrays)
+        self._slots = slots
+        self._capacity = capacity
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+class OrtContext:
+    """One profile and one set of caches."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, profile: Profile, caches: OrtCaches) -> None:
+        self._session = session
+        self._profile = profile
+        self._caches = caches
+
+    @property
+    def profile(self) -> Profile:
+        return self._profile
+
+    def run(self, inputs: StepInputs) -> Float32:
+        """One step, sequence by sequence."""
+        vocab = self._session.get_outputs()[0].shape[1]
+        logits = np.zeros((len(inputs.logit_rows), vocab), np.float32)
+        edges = inputs.cu_seqlens
+        for start, end, past, slot in zip(edges[:-1], edges[1:], inputs.past_lens, inputs.slots, strict=True):
+            if slot < 0 or start == end:
+                continue
+            rows = np.flatnonzero((inputs.logit_rows >= start) & (inputs.logit_rows < end))
+            wanted = inputs.logit_rows[rows] - start
+            logits[rows] = self._run_one(inputs.input_ids[start:end], int(past), int(slot), wanted)
+        return logits
+
+    def _run_one(self, ids: NDArray[np.int32], past: int, slot: int, rows: NDArray[np.int32]) -> Float32:
+        if past + len(ids) > self._caches.capacity:
+            raise EngineError(f"expected at most {self._caches.capacity} tokens in a slot, found {past + len(ids)}")
+        binding = self._session.io_binding()
+        step = {
+            "input_ids": np.ascontiguousarray(ids),
+            "cu_seqlens": np.array([0, len(ids)], np.int32),
+            "past_lens": np.array([past], np.int32),
+            "slots": np.zeros(1, np.int32),
+            "logit_rows": np.ascontiguousarray(rows, np.int32),
+        }
+        binding.bind_output("logits")
+        for name, array in step.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in self._caches.arrays.items():
+            view = array[slot : slot + 1]
+            binding.bind_input(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+            binding.bind_output(f"{name}_out", "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions share no base class)
+            raise EngineError(f"onnxruntime failed to execute a step of {len(ids)} tokens: {error}") from None
+        return np.asarray(binding.get_outputs()[0].numpy(), np.float32)
+
+
+class OrtEngine:
+    """A graph loaded by ONNX Runtime."""
+
+    name = "onnxruntime"
+    can_capture = False
+
+    def __init__(self, graph: Path, windows: Mapping[str, int], threads: int = 0) -> None:
+        """Load `graph`; `windows` gives the window of each windowed kv input; `threads` 0 = all cores.
+
+        Raises EngineError.
+        """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions share no base class)
+            raise EngineError(f"onnxruntime cannot load {graph}: {error}") from None
+        self._windows = dict(windows)
+
+    def caches(self, slots: int, capacity: int, chunk: int) -> OrtCaches:
+        """Zeroed caches."""
+        arrays = {}
+        for value in self._session.get_inputs():
+            if value.name.startswith(_STATE_PREFIXES):
+                rows = self._rows(value.name, capacity, chunk)
+                shape = [slots, *(rows if isinstance(size, str) else size for size in value.shape[1:])]
+                arrays[value.name] = np.zeros(shape, _DTYPES[value.type])
+        return OrtCaches(arrays, slots, capacity)
+
+    def context(self, profile: Profile, caches: Caches) -> Context:
+        if not isinstance(caches, OrtCaches):
+            raise EngineError("expected caches made by this engine; call caches() first")
+        return OrtContext(self._session, profile, caches)
+
+    def _rows(self, name: str, capacity: int, chunk: int) -> int:
+        window = self._windows.get(name, 0)
+        ring = -(-(window + chunk) // RING_ROUNDING) * RING_ROUNDING
+        return min(capacity, ring) if window else capacity
