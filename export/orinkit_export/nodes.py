@@ -26,8 +26,12 @@ class OpNodes:
     def add(
         self, name: str, op_type: str, inputs: Sequence[ir.Value | None], **attributes: int | float | str
     ) -> Sequence[ir.Value]:
-        """Append a node called `name`; its outputs are called `name.<output>`. Inputs that are left out are None."""
+        """Append a node called `name`; its outputs are called `name.<output>`. Inputs that are left out are None.
+
+        Raises GraphError: attributes that are not the op's, integers beyond 32 bits.
+        """
         op = OPS[op_type]
+        op.check_attributes(attributes)
         last = max(index for index, value in enumerate(inputs) if value is not None)
         given = list(inputs[: last + 1])
         node = ir.Node(

@@ -7,6 +7,7 @@ shrink factor p is the one of least squared error. The scale is rounded to float
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,12 @@ Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 Format = Literal["int4", "int8", "float16", "float32"]
 
-SHRINK = np.linspace(0.60, 1.06, 60, dtype=np.float32)
-"""Candidates of p."""
+SHRINK = np.arange(67, 129) / 112
+"""Candidates of p, 0.6 to 8/7: p = 1 is plain full range and p = 8/7 is s = absmax/7, so neither is ever better."""
+
+_MAX_FLOAT16 = float(np.finfo(np.float16).max)
+_LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MAX_FLOAT16, "float32": math.inf}
+"""Largest magnitude that a format holds; scales are float16."""
 
 _CACHED = 1 << 18
 """Weights searched at a time by one thread: with its temporaries a piece stays in the CPU's cache."""
@@ -57,11 +62,12 @@ def shares_head(recipe: Recipe, tied: bool) -> bool:
 def store(writer: TensorWriter, weight: Weight, recipe: Recipe) -> None:
     """Write `weight` in the format of its role: `X.weight` with `X.scales` (int4) or `X.scale` (int8), or as it is.
 
-    Raises ConfigError: rows that are no multiple of the group size, values that float16 cannot hold.
+    Raises ConfigError: a shape that the format does not fit, values that float16 cannot hold.
     """
+    check_shape(weight, recipe)
     kind = format_of(recipe, weight.role)
     if kind in ("float16", "float32"):
-        writer.write(weight.name, (_cast(weight.name, block, kind) for block in weight.blocks()))
+        writer.write(weight.name, (block.astype(kind) for block in _checked_blocks(weight, kind)))
         return
     quantiser: Callable[[Float32], tuple[NDArray[np.int8], Float16]] = rtn_int8
     if kind == "int4":
@@ -69,17 +75,35 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe) -> None:
     scales: list[Float16] = []
 
     def packed() -> Iterator[NDArray[np.int8]]:
-        for block in weight.blocks():
+        for block in _checked_blocks(weight, kind):
             values, block_scales = quantiser(block)
             scales.append(block_scales)
             yield values
 
     stem = weight.name.removesuffix(".weight")
+    writer.write(weight.name, packed())
+    writer.write(f"{stem}.{'scales' if kind == 'int4' else 'scale'}", scales)
+
+
+def check_shape(weight: Weight, recipe: Recipe) -> None:
+    """Raises ConfigError when the format that the recipe chooses does not fit the shape of `weight`."""
+    kind = format_of(recipe, weight.role)
     try:
-        writer.write(weight.name, packed())
-        writer.write(f"{stem}.{'scales' if kind == 'int4' else 'scale'}", scales)
+        if kind == "int4":
+            int4.num_groups(weight.shape[1], recipe.quantise.group_size)
+        if kind == "int8":
+            _check_int8(weight.shape[1])
     except ConfigError as error:
         raise ConfigError(f"{weight.name}: {error}") from None
+
+
+def stored_bytes(weight: Weight, recipe: Recipe) -> int:
+    """Bytes that `store` writes for `weight`."""
+    size, rows = math.prod(weight.shape), weight.shape[0]
+    kind = format_of(recipe, weight.role)
+    if kind == "int4":
+        return size // 2 + 2 * (size // recipe.quantise.group_size)
+    return size + 2 * rows if kind == "int8" else size * np.dtype(kind).itemsize
 
 
 def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:
@@ -107,7 +131,7 @@ def rtn_int4(weight: Float32, group_size: int) -> tuple[NDArray[np.int8], Float1
 
 def search_scales(groups: Float32) -> Float16:
     """The float16 scale of every row of `groups` [M, G] with the least squared error over SHRINK; 1 for a zero row."""
-    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0]
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0].astype(np.float64)
     best = np.full(len(groups), np.inf, np.float32)
     scales = np.ones(len(groups), np.float16)
     rounded = np.empty_like(groups)
@@ -129,18 +153,29 @@ def search_scales(groups: Float32) -> Float16:
 
 def rtn_int8(weight: Float32) -> tuple[NDArray[np.int8], Float16]:
     """int8 [N, K] and float16 scales [N]: s = absmax / 127 of each row, 1 for a zero row."""
-    if weight.shape[1] % _INT8_BLOCK:
-        raise ConfigError(f"expected rows of a multiple of {_INT8_BLOCK} weights for int8, found {weight.shape[1]}")
+    _check_int8(weight.shape[1])
     scale = (np.abs(weight).max(axis=1) / 127).astype(np.float16)
     scale[scale == 0] = 1
     values = np.clip(np.rint(weight / scale.astype(np.float32)[:, None]), -128, 127).astype(np.int8)
     return values, scale
 
 
-def _cast(name: str, block: Float32, kind: Format) -> NDArray[np.float16] | Float32:
-    if kind == "float16" and np.abs(block).max(initial=0) > np.finfo(np.float16).max:
-        raise ConfigError(f"{name}: expected values within float16, found {np.abs(block).max():.3g}; use int4 or int8")
-    return block.astype(kind)
+def _check_int8(columns: int) -> None:
+    if columns % _INT8_BLOCK:
+        raise ConfigError(
+            f"expected rows of a multiple of {_INT8_BLOCK} weights for int8, found {columns}; use float16"
+        )
+
+
+def _checked_blocks(weight: Weight, kind: Format) -> Iterator[Float32]:
+    for block in weight.blocks():
+        largest = np.abs(block).max(initial=0)
+        if largest > _LARGEST[kind]:
+            raise ConfigError(
+                f"{weight.name}: expected magnitudes up to {_LARGEST[kind]:.6g} for {kind}, found {largest:.6g}; "
+                "choose a wider format, or check the checkpoint"
+            )
+        yield block
 
 
 def stored(weights: Iterable[Weight], recipe: Recipe, tied: bool) -> Iterator[Weight]:

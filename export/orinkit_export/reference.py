@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,22 @@ class ReferenceGraph:
                 values[str(output.name)] = array
         return {str(output.name): values[str(output.name)] for output in self._graph.outputs}
 
+    def logits(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Logits of every position of the sequences, one after another [T, V], in one packed step."""
+        lengths = [len(sequence) for sequence in sequences]
+        edges = np.cumsum([0, *lengths], dtype=np.int32)
+        inputs: dict[str, Array] = {
+            "input_ids": np.concatenate([np.asarray(sequence, np.int32) for sequence in sequences]),
+            "cu_seqlens": edges,
+            "past_lens": np.zeros(len(lengths), np.int32),
+            "slots": np.arange(len(lengths), dtype=np.int32),
+            "logit_rows": np.arange(edges[-1], dtype=np.int32),
+        }
+        for value in self._graph.inputs:
+            if value.name not in inputs:
+                inputs[str(value.name)] = _empty_state(value, len(lengths), max(lengths))
+        return np.asarray(self.run(inputs)["logits"], np.float32)
+
     def _value(self, values: Mapping[str, Array], value: ir.Value | None) -> Array | None:
         if value is None:
             return None
@@ -59,6 +75,14 @@ class ReferenceGraph:
                 f"{node}: its output does not fit into {array.dtype}; this model needs another activation type"
             )
         self.largest = max(self.largest, largest)
+
+
+def _empty_state(value: ir.Value, slots: int, rows: int) -> Array:
+    """Zeros for a state input: its symbolic dimensions are S, then the rows of a cache."""
+    if value.shape is None or value.dtype is None:
+        raise GraphError(f"{value.name}: expected a typed graph input; was this graph written by orinkit?")
+    shape = [slots, *(size if isinstance(size, int) else rows for size in list(value.shape)[1:])]
+    return np.zeros(shape, value.dtype.numpy())
 
 
 def _plain(attribute: ir.Attr) -> Any:

@@ -2,15 +2,14 @@
 """Tensors one after another in one file, page-aligned, written in little memory and resumable after a kill.
 
 A store is a folder: `model.data` holds the bytes, `index.json` one line per finished tensor. A line is written after
-its bytes are on disk, so a store that was cut off ends at its last line; `TensorWriter` goes on from there.
+its bytes, so a store that was cut off ends at its last whole line; `TensorWriter` goes on from there.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orinkit.errors import ResourceError
+from orinkit_export.disk import writing
 
 ALIGNMENT = 4096
 """Tensors start at multiples of a page, so that each can be mapped by itself."""
@@ -41,11 +40,14 @@ class Entry:
 def read_index(folder: Path) -> dict[str, Entry]:
     """The finished tensors of a store by name, in the order written."""
     entries = {}
-    path = folder / INDEX
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+    index, data = folder / INDEX, folder / DATA
+    size = data.stat().st_size if data.exists() else 0
+    for line in index.read_text(encoding="utf-8").splitlines(keepends=True) if index.exists() else []:
         if line.endswith("\n"):  # a kill may cut the last line
-            data = json.loads(line)
-            entries[data["name"]] = Entry(**data | {"shape": tuple(data["shape"])})
+            fields = json.loads(line)
+            entry = Entry(**fields | {"shape": tuple(fields["shape"])})
+            if entry.offset + entry.nbytes <= size:  # a power failure may keep the line and lose the bytes
+                entries[entry.name] = entry
     return entries
 
 
@@ -60,56 +62,60 @@ class TensorWriter:
     """Appends tensors to a store. Use as a context manager; everything written before is kept."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.entries = read_index(folder)
         self._folder = folder
         self._end = max((entry.offset + entry.nbytes for entry in self.entries.values()), default=0)
 
     def __enter__(self) -> TensorWriter:
-        self._data = os.fdopen(os.open(self._folder / DATA, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
-        self._data.truncate(self._end)
-        lines = "".join(_line(entry) for entry in self.entries.values())
-        (self._folder / INDEX).write_text(lines, encoding="utf-8")
-        self._index = (self._folder / INDEX).open("a", encoding="utf-8")
+        """Cut off what is not finished. Raises ResourceError."""
+        part = self._folder / f"{INDEX}.part"
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part.write_text("".join(_line(entry) for entry in self.entries.values()), encoding="utf-8")
+            part.replace(self._folder / INDEX)
+            self._index = (self._folder / INDEX).open("a", encoding="utf-8")
+            self._data = (self._folder / DATA).open("ab", buffering=0)
+            self._data.truncate(self._end)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._data.close()
-        self._index.close()
+        with writing(self._folder):  # closing tries again what a full disk refused
+            self._index.close()
 
     def write(self, name: str, blocks: Iterable[NDArray[Any]]) -> None:
-        """Append one tensor given as blocks along its first axis. Raises ResourceError when the disk is full."""
-        with _disk(self._folder):
+        """Append one tensor given as blocks along its first axis; the last tensor, written again, is replaced.
+
+        Raises ResourceError when the disk is full.
+        """
+        known = self.entries.pop(name, None)
+        if known and known.offset + known.nbytes == self._end:
+            self._end = known.offset
+        with writing(self._folder):
             offset = -(-self._end // ALIGNMENT) * ALIGNMENT
             self._data.truncate(offset)
-            self._data.seek(offset)
-            rows, dtype, tail = 0, "", ()
+            rows, nbytes, dtype, tail = 0, 0, "", ()
             for block in blocks:
-                self._data.write(np.ascontiguousarray(block).data)
-                rows, dtype, tail = rows + block.shape[0], block.dtype.name, block.shape[1:]
-            self._data.flush()
-            self._end = self._data.tell()
-            entry = Entry(name, dtype, (rows, *tail), offset, self._end - offset)
+                self._append(block)
+                rows, nbytes = rows + block.shape[0], nbytes + block.nbytes
+                dtype, tail = block.dtype.name, block.shape[1:]
+            entry = Entry(name, dtype, (rows, *tail), offset, nbytes)
             self._index.write(_line(entry))
             self._index.flush()
+        self._end = offset + nbytes
         self.entries[name] = entry
+
+    def _append(self, block: NDArray[Any]) -> None:
+        left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        while left:  # one call writes 2 GiB at most
+            left = left[self._data.write(left) :]
 
     def sync(self) -> None:
         """Force everything to disk; call it before the folder is renamed into place."""
-        with _disk(self._folder):
+        with writing(self._folder):
             os.fsync(self._data.fileno())
             os.fsync(self._index.fileno())
 
 
 def _line(entry: Entry) -> str:
     return json.dumps(vars(entry) | {"shape": list(entry.shape)}, sort_keys=True) + "\n"
-
-
-@contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: writing weights failed ({error.strerror}); free some space and run again"
-        ) from None

@@ -37,21 +37,20 @@ class Weight:
 
     name: str
     role: Role
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    """The checkpoint's tensors that it is made of."""
     blocks: Callable[[], Iterator[Float32]]
 
 
 class Weights:
-    """The weights of a model in the order in which they are stored.
-
-    `used` names the checkpoint's tensors that were read so far.
-    """
+    """The weights of a model in the order in which they are stored."""
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, positions: int) -> None:
         self._checkpoint = checkpoint
         self._spec = spec
         self._positions = positions
         self._unit = by_name(spec.architecture).unit_norms
-        self.used: set[str] = set()
 
     def __iter__(self) -> Iterator[Weight]:
         yield self._vocabulary("embedding", "model.embed_tokens.weight", "embedding")
@@ -70,37 +69,36 @@ class Weights:
         yield self._norm("final_norm", "model.norm.weight")
         yield self._vocabulary("head", "model.embed_tokens.weight" if self._spec.tied else "lm_head.weight", "head")
 
-    def _read(self, name: str, *shape: int) -> Float32:
-        self.used.add(name)
-        return self._checkpoint.read(name, shape)
-
     def _vocabulary(self, ours: str, theirs: str, role: Role) -> Weight:
         def blocks() -> Iterator[Float32]:
-            self.used.add(theirs)
             expected, found = (self._spec.vocab, self._spec.hidden), self._checkpoint.shape(theirs)
             if found != expected:
                 raise CheckpointError(f"{theirs}: expected shape {expected} by config.json, found {found}")
             for start in range(0, self._spec.vocab, BLOCK_ROWS):
                 yield self._checkpoint.read_rows(theirs, start, min(start + BLOCK_ROWS, self._spec.vocab))
 
-        return Weight(f"{ours}.weight", role, blocks)
+        return Weight(f"{ours}.weight", role, (self._spec.vocab, self._spec.hidden), (theirs,), blocks)
 
     def _norm(self, ours: str, theirs: str, width: int = 0, unit: bool | None = None) -> Weight:
         def blocks() -> Iterator[Float32]:
-            stored = self._read(theirs, width or self._spec.hidden)
+            stored = self._checkpoint.read(theirs, (size,))
             yield stored + np.float32(1) if (self._unit if unit is None else unit) else stored
 
-        return Weight(ours, "float32", blocks)
+        size = width or self._spec.hidden
+        return Weight(ours, "float32", (size,), (theirs,), blocks)
 
-    def _projection(self, ours: str, role: Role, fuse: Callable[[str], Float32], first: str) -> Iterator[Weight]:
-        """`fuse(suffix)` gives the fused rows of the `.weight` or `.bias` tensors; `first` names one of them."""
-        yield Weight(f"{ours}.weight", role, lambda: iter([fuse("weight")]))
-        if f"{first}.bias" in self._checkpoint:
-            yield Weight(f"{ours}.bias", "wide", lambda: iter([fuse("bias")]))
+    def _projection(
+        self, ours: str, role: Role, shape: tuple[int, int], fuse: Callable[[str], Float32], *theirs: str
+    ) -> Iterator[Weight]:
+        """`fuse(suffix)` gives the fused rows of the `.weight` or `.bias` tensors of the modules `theirs`."""
+        sources = [tuple(f"{module}.{suffix}" for module in theirs) for suffix in ("weight", "bias")]
+        yield Weight(f"{ours}.weight", role, shape, sources[0], lambda: iter([fuse("weight")]))
+        if sources[1][0] in self._checkpoint:
+            yield Weight(f"{ours}.bias", "wide", shape[:1], sources[1], lambda: iter([fuse("bias")]))
 
     def _rows(self, name: str, suffix: str, rows: int, columns: int) -> Float32:
         shape = (rows, columns) if suffix == "weight" else (rows,)
-        return self._read(f"{name}.{suffix}", *shape)
+        return self._checkpoint.read(f"{name}.{suffix}", shape)
 
     def _attention(self, ours: str, theirs: str, spec: Attention) -> Iterator[Weight]:
         hidden, dim = self._spec.hidden, spec.head_dim
@@ -113,7 +111,8 @@ class Weights:
             k, v = (self._rows(f"{theirs}.{part}_proj", suffix, spec.kv_heads * dim, hidden) for part in "kv")
             return np.concatenate([q, k, v])
 
-        yield from self._projection(f"{ours}.qkv", "projection", qkv, f"{theirs}.q_proj")
+        modules = [f"{theirs}.{part}_proj" for part in "qkv"]
+        yield from self._projection(f"{ours}.qkv", "projection", (spec.qkv_rows, hidden), qkv, *modules)
         if spec.qk_norm:
             yield self._norm(f"{ours}.q_norm", f"{theirs}.q_norm.weight", dim)
             yield self._norm(f"{ours}.k_norm", f"{theirs}.k_norm.weight", dim)
@@ -122,26 +121,29 @@ class Weights:
     def _gated_delta(self, ours: str, theirs: str, spec: GatedDelta) -> Iterator[Weight]:
         hidden, heads, channels = self._spec.hidden, spec.value_heads, spec.channels
 
-        def stacked(*parts: tuple[str, int]) -> Callable[[str], Float32]:
-            return lambda suffix: np.concatenate(
-                [self._rows(f"{theirs}.{name}", suffix, rows, hidden) for name, rows in parts]
-            )
+        def stacked(ours: str, role: Role, parts: dict[str, int]) -> Iterator[Weight]:
+            def fuse(suffix: str) -> Float32:
+                return np.concatenate([self._rows(name, suffix, rows, hidden) for name, rows in parts.items()])
 
-        qkvz = stacked(("in_proj_qkv", channels), ("in_proj_z", spec.z_dim))
-        yield from self._projection(f"{ours}.qkvz", "gated_delta", qkvz, f"{theirs}.in_proj_qkv")
-        ba = stacked(("in_proj_b", heads), ("in_proj_a", heads))
-        yield from self._projection(f"{ours}.ba", "wide", ba, f"{theirs}.in_proj_b")
-        yield Weight(f"{ours}.conv_weight", "wide", lambda: iter([self._taps(f"{theirs}.conv1d.weight", spec)]))
+            return self._projection(ours, role, (sum(parts.values()), hidden), fuse, *parts)
+
+        wide = {f"{theirs}.in_proj_qkv": channels, f"{theirs}.in_proj_z": spec.z_dim}
+        yield from stacked(f"{ours}.qkvz", "gated_delta", wide)
+        yield from stacked(f"{ours}.ba", "wide", {f"{theirs}.in_proj_b": heads, f"{theirs}.in_proj_a": heads})
+        yield self._taps(f"{ours}.conv_weight", f"{theirs}.conv1d.weight", spec)
         yield self._vector(f"{ours}.a_log", f"{theirs}.A_log", heads)
         yield self._vector(f"{ours}.dt_bias", f"{theirs}.dt_bias", heads)
         yield self._norm(f"{ours}.norm", f"{theirs}.norm.weight", spec.value_dim, unit=False)
         yield from self._plain(f"{ours}.out", "gated_delta", f"{theirs}.out_proj", hidden, spec.z_dim)
 
-    def _taps(self, theirs: str, spec: GatedDelta) -> Float32:
-        return self._read(theirs, spec.channels, 1, spec.conv_width)[:, 0]
+    def _taps(self, ours: str, theirs: str, spec: GatedDelta) -> Weight:
+        def blocks() -> Iterator[Float32]:
+            yield self._checkpoint.read(theirs, (spec.channels, 1, spec.conv_width))[:, 0]
+
+        return Weight(ours, "wide", (spec.channels, spec.conv_width), (theirs,), blocks)
 
     def _vector(self, ours: str, theirs: str, width: int) -> Weight:
-        return Weight(ours, "float32", lambda: iter([self._read(theirs, width)]))
+        return Weight(ours, "float32", (width,), (theirs,), lambda: iter([self._checkpoint.read(theirs, (width,))]))
 
     def _mlp(self, ours: str, theirs: str, width: int) -> Iterator[Weight]:
         hidden = self._spec.hidden
@@ -150,11 +152,19 @@ class Weights:
             gate, up = (self._rows(f"{theirs}.{part}_proj", suffix, width, hidden) for part in ("gate", "up"))
             return np.stack([gate, up], axis=1).reshape(2 * width, *gate.shape[1:])
 
-        yield from self._projection(f"{ours}.gate_up", "projection", interleaved, f"{theirs}.gate_proj")
+        yield from self._projection(
+            f"{ours}.gate_up",
+            "projection",
+            (2 * width, hidden),
+            interleaved,
+            f"{theirs}.gate_proj",
+            f"{theirs}.up_proj",
+        )
         yield from self._plain(f"{ours}.down", "projection", f"{theirs}.down_proj", hidden, width)
 
     def _plain(self, ours: str, role: Role, theirs: str, rows: int, columns: int) -> Iterator[Weight]:
-        yield from self._projection(ours, role, lambda suffix: self._rows(theirs, suffix, rows, columns), theirs)
+        shape = (rows, columns)
+        yield from self._projection(ours, role, shape, lambda suffix: self._rows(theirs, suffix, *shape), theirs)
 
     def _rope_tables(self) -> tuple[Float32, Float32]:
         rotary = next(layer.attention.rotary_dim for layer in self._spec.layers if layer.attention)
@@ -175,4 +185,4 @@ def rope_frequencies(rope: Rope, rotary_dim: int) -> NDArray[np.float64]:
 
 
 def _whole(name: str, role: Role, array: Float32) -> Weight:
-    return Weight(name, role, lambda: iter([array]))
+    return Weight(name, role, array.shape, (), lambda: iter([array]))

@@ -11,8 +11,8 @@ from typing import Literal
 from orinkit import config
 from orinkit.errors import ConfigError
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""What recipes and targets may be called: the names become file names."""
+_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,30 @@ class Source:
     repository: str | None = None
     """Hub repository, for provenance and for the download hint."""
     revision: str | None = None
-    """Commit of that repository."""
+    """Commit of that repository: 40 hexadecimal digits."""
+
+    def validate(self) -> None:
+        if not self.path or not self.path.isprintable():
+            raise ConfigError(f"path: expected the path of a folder, found {self.path!r}")
+        if self.repository is not None and not _REPOSITORY.fullmatch(self.repository):
+            raise ConfigError(f"repository: expected ORGANISATION/NAME, found {self.repository!r}")
+        if self.revision is not None and not _COMMIT.fullmatch(self.revision):
+            raise ConfigError(f"revision: expected the 40 hexadecimal digits of a commit, found {self.revision!r}")
+        if self.revision is not None and self.repository is None:
+            raise ConfigError("revision: expected a repository beside it, found none; add repository")
 
 
 @dataclass(frozen=True)
 class Quantise:
-    """How weights are stored. `none` keeps every matrix in the activation type, for verification."""
+    """How weights are stored."""
 
     method: Literal["none", "rtn"] = "rtn"
+    """`rtn` rounds each weight to the nearest of 16 levels; `none` keeps every matrix in the activation type, for
+    verification."""
     group_size: Literal[32, 64, 128] = 128
+    """Weights along the inner dimension that share one scale: fewer are more exact, larger and slower."""
     head: Literal["int4", "int8", "float16"] = "int4"
+    """The matrix that makes the logits; it is read whole for every token."""
     embedding: Literal["int4", "int8", "float16"] = "float16"
     """With a tied head of the same format the two share one copy."""
     gated_delta: Literal["int4", "int8", "float16"] = "int4"
@@ -42,10 +56,10 @@ class Quantise:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the contexts are built for; all in tokens, except `slots`."""
+    """What the contexts are built for."""
 
     capacity: int
-    """Longest sequence, prompt and answer together."""
+    """Longest sequence in tokens, prompt and answer together."""
     slots: int = 4
     """Sequences held at the same time."""
     chunk: int = 512
@@ -65,6 +79,7 @@ class Golden:
     """Prompts whose greedy continuation a bundle must reproduce."""
 
     prompts: tuple[str, ...] = ("The capital of France is", "1 2 3 4 5 6 7 8", "def add(a, b):\n    return")
+    """Plain text, given to the model without the chat template."""
     tokens: int = 16
     """Most tokens of each continuation."""
 
@@ -80,6 +95,7 @@ class Recipe:
     """One YAML file of `recipes/`."""
 
     name: str
+    """At most 64 of a-z, 0-9, '.', '_' and '-'; the name of the shipped file."""
     checkpoint: Source
     shapes: Shapes
     quantise: Quantise = field(default_factory=Quantise)
@@ -88,10 +104,7 @@ class Recipe:
     golden: Golden = field(default_factory=Golden)
 
     def validate(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"name: expected small letters, digits, '.', '_' and '-' (at most 64), found {self.name!r}"
-            )
+        config.check_name("name", self.name)
         if self.activations == "float32" and self.quantise.method != "none":
             raise ConfigError(
                 "activations: float32 is for verification without quantisation; set quantise: {method: none}"

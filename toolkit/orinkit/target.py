@@ -9,13 +9,23 @@ a target file names the two:
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from orinkit import config
 from orinkit.errors import ConfigError
-from orinkit.recipe import NAME
+
+_VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,3}")
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*([=<>!~]=[0-9][0-9A-Za-z.*]*)?")
+
+
+def _check(key: str, value: str | None, form: re.Pattern[str], expected: str) -> None:
+    """Refuse a text that is not of the form: these texts become arguments of commands and parts of paths."""
+    if value is not None and not form.fullmatch(value):
+        raise ConfigError(f"{key}: expected {expected}, found {value!r}")
 
 
 @dataclass(frozen=True)
@@ -25,11 +35,21 @@ class Gpu:
     sm: int
     """Compute capability times ten."""
     sm_count: int
+    """Streaming multiprocessors."""
     l2_mib: float
+    """Level 2 cache in MiB."""
     memory_gib: float
-    """Memory that CPU and GPU share."""
+    """Installed memory in GiB, which CPU and GPU share; the system sees a few per cent less."""
     bandwidth_gbs: float
-    """Nominal memory bandwidth, 10^9 bytes per second."""
+    """Nominal memory bandwidth, 10^9 bytes per second, in the fastest power mode."""
+
+    def validate(self) -> None:
+        if not 80 <= self.sm <= 129:
+            raise ConfigError(f"sm: expected 80 to 129 (8.7 is written 87), found {self.sm}")
+        for key in ("sm_count", "l2_mib", "memory_gib", "bandwidth_gbs"):
+            value = getattr(self, key)
+            if value <= 0:
+                raise ConfigError(f"{key}: expected more than 0, found {value}")
 
 
 @dataclass(frozen=True)
@@ -37,9 +57,15 @@ class Board:
     """One YAML file of `targets/boards/`. Without `gpu`: whatever NVIDIA GPU the machine has, or none."""
 
     id: str
+    """The name of the file without `.yaml`."""
     name: str
-    machine: Literal["aarch64", "x86_64"]
+    """What people call it."""
+    machine: Literal["aarch64", "x86_64", "any"]
+    """What `uname -m` prints there."""
     gpu: Gpu | None = None
+
+    def validate(self) -> None:
+        config.check_name("id", self.id)
 
 
 @dataclass(frozen=True)
@@ -47,10 +73,18 @@ class Cuda:
     """The CUDA release and the names of its cross-compilation packages."""
 
     version: str
-    target_dir: str
+    """Major and minor number."""
+    target_dir: Literal["aarch64-linux", "sbsa-linux"]
+    """Folder of the toolkit's `targets/` that holds the board's headers and libraries."""
     cross_package: str | None = None
+    """Debian package with that folder, for an x86-64 host."""
     python: str | None = None
-    """The Python bindings that run on this stack."""
+    """The Python bindings that run on this stack, as a requirement of pip."""
+
+    def validate(self) -> None:
+        _check("version", self.version, _VERSION, "a version such as '12.6'")
+        _check("cross_package", self.cross_package, _PACKAGE, "the name of a Debian package")
+        _check("python", self.python, _REQUIREMENT, "a requirement such as 'name==1.2.3'")
 
 
 @dataclass(frozen=True)
@@ -58,9 +92,20 @@ class TensorRT:
     """The TensorRT release, its library, and the headers that plugins are compiled against."""
 
     version: str
+    """As exact as it is known: a plan runs only on the build that made it."""
     soname: str
+    """File name of the library, `libnvinfer.so.` and the major version."""
     headers: str
+    """Release whose headers plugins are compiled against."""
     source: Literal["system", "sdk"] = "system"
+    """`system`: the board's own packages; `sdk`: NVIDIA's SDK or tarball."""
+
+    def validate(self) -> None:
+        _check("version", self.version, _VERSION, "a version such as '10.3.0.30'")
+        _check("headers", self.headers, _VERSION, "a version such as '10.3'")
+        soname = f"libnvinfer.so.{self.version.split('.')[0]}"
+        if self.soname != soname:
+            raise ConfigError(f"soname: expected {soname!r} for TensorRT {self.version}, found {self.soname!r}")
 
 
 @dataclass(frozen=True)
@@ -68,9 +113,20 @@ class Sysroot:
     """What the operating system of the stack offers to a compiled library."""
 
     os: str
+    """Name and release, such as `ubuntu-22.04`."""
     gcc: int
+    """Major version of the system's compiler."""
     glibc_max: str
-    python: str
+    """Newest glibc that a symbol may ask for."""
+    python: str | None = None
+    """The system's Python; without it: not known."""
+
+    def validate(self) -> None:
+        config.check_name("os", self.os)
+        if not 9 <= self.gcc <= 99:
+            raise ConfigError(f"gcc: expected a major version of 9 or later, found {self.gcc}")
+        _check("glibc_max", self.glibc_max, _VERSION, "a version such as '2.35'")
+        _check("python", self.python, _VERSION, "a version such as '3.10'")
 
 
 @dataclass(frozen=True)
@@ -78,11 +134,15 @@ class Stack:
     """One YAML file of `targets/stacks/`."""
 
     id: str
+    """The name of the file without `.yaml`."""
     name: str
+    """What people call it."""
     status: Literal["yes", "experimental"]
+    """Whether the stack is supported."""
     onnx_opset_max: int
+    """Newest version of the default ONNX operator set that the stack reads."""
     l4t: tuple[str, ...] = ()
-    """Prefixes of the L4T releases that this stack is found by."""
+    """Jetson Linux releases that this stack is found by: '36.4' stands for 36.4, 36.4.0 and 36.4.7, not for 36.40."""
     cuda: Cuda | None = None
     tensorrt: TensorRT | None = None
     sysroot: Sysroot | None = None
@@ -90,8 +150,13 @@ class Stack:
     """What is not verified about this stack."""
 
     def validate(self) -> None:
+        config.check_name("id", self.id)
         if not 17 <= self.onnx_opset_max <= 30:
             raise ConfigError(f"onnx_opset_max: expected 17 to 30, found {self.onnx_opset_max}")
+        for release in self.l4t:
+            _check("l4t", release, _VERSION, "releases such as '36.4'")
+        if self.tensorrt is not None and self.cuda is None:
+            raise ConfigError("tensorrt: expected cuda beside it, found none; add cuda")
 
 
 @dataclass(frozen=True)
@@ -103,24 +168,38 @@ class Target:
     stack: Stack
 
     def validate(self) -> None:
-        if not NAME.fullmatch(self.id):
-            raise ConfigError(f"id: expected at most 64 of a-z, 0-9, '.', '_' and '-', found {self.id!r}")
+        config.check_name("id", self.id)
+        if self.stack.cuda is not None and self.board.gpu is None:
+            raise ConfigError(f"stack: {self.stack.id} has CUDA, but the board {self.board.id} states no gpu; add gpu")
 
 
 @dataclass(frozen=True)
-class _TargetFile:
+class TargetFile:
+    """One YAML file of `targets/`: which board with which stack."""
+
     id: str
+    """At most 64 of a-z, 0-9, '.', '_' and '-'; the name of the file without `.yaml`."""
     board: str
+    """Path of the board's file, inside the folder of this file."""
     stack: str
+    """Path of the stack's file, inside the folder of this file."""
+
+    def validate(self) -> None:
+        config.check_name("id", self.id)
+        for key in ("board", "stack"):
+            value = getattr(self, key)
+            path = PurePosixPath(value)
+            if path.is_absolute() or ".." in path.parts or path.suffix != ".yaml":
+                raise ConfigError(f"{key}: expected the path of a .yaml file inside this folder, found {value!r}")
 
 
 def read(path: Path) -> Target:
     """The target at `path` with its board and stack read in. Raises ConfigError."""
-    names = config.read(path, _TargetFile)
-    board = config.read(path.parent / names.board, Board)
-    stack = config.read(path.parent / names.stack, Stack)
-    target = Target(names.id, board, stack)
+    names = config.read(path, TargetFile)
     try:
+        board = config.read(path.parent / names.board, Board)
+        stack = config.read(path.parent / names.stack, Stack)
+        target = Target(names.id, board, stack)
         target.validate()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

@@ -5,32 +5,30 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
-from orinkit.bundle import Bundle
 from orinkit.config import nearest
 from orinkit.engines.base import Engine
 from orinkit.errors import EngineError
+from orinkit.model import ModelSpec
 
 
-def _onnxruntime(bundle: Bundle) -> Engine:
+def _onnxruntime(graph: Path, model: ModelSpec) -> Engine:
     try:
         module = importlib.import_module("orinkit.engines.ort")
     except ImportError as error:
-        raise EngineError(
-            f"the onnxruntime engine needs the package onnxruntime ({error}); pip install onnxruntime"
-        ) from None
-    layers = enumerate(bundle.manifest.model.layers)
-    windows = {f"kv_{index}": layer.attention.window for index, layer in layers if layer.attention}
-    engine: Engine = module.OrtEngine(bundle.graph, windows)
+        raise EngineError(f"this engine needs onnxruntime ({error}); run: pip install onnxruntime") from None
+    windows = {f"kv_{index}": layer.attention.window for index, layer in enumerate(model.layers) if layer.attention}
+    engine: Engine = module.OrtEngine(graph, windows)
     return engine
 
 
-ENGINES: dict[str, Callable[[Bundle], Engine]] = {"onnxruntime": _onnxruntime}
+ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {"onnxruntime": _onnxruntime}
 """How each engine is opened."""
 
 
-def open_engine(name: str, bundle: Bundle) -> Engine:
-    """The engine `name` with the bundle's graph loaded. Raises EngineError."""
+def open_engine(name: str, graph: Path, model: ModelSpec) -> Engine:
+    """The engine `name` with the graph of `model` loaded. Raises EngineError."""
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; {nearest(name, ENGINES)}")
-    return ENGINES[name](bundle)
+    return ENGINES[name](graph, model)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the runtime may expect of an engine, whichever it is.
 
-    engine  = open_engine("onnxruntime", bundle)       a loaded graph that can execute
+    engine  = open_engine("onnxruntime", graph, model) a loaded graph that can execute
     caches  = engine.caches(slots, capacity, chunk)    state of every slot; allocated once
     context = engine.context(profile, caches)          one engine bound to one profile and one set of caches, for life
     logits  = context.run(inputs)                      one step

@@ -11,4 +11,7 @@ OPS: dict[str, Op] = {
 }
 """By ONNX op_type."""
 
-__all__ = ["DOMAIN", "OPS", "Attribute", "Op", "Tensor"]
+VERSIONS: dict[str, str] = {name: op.version for name, op in OPS.items()}
+"""What this orinkit can execute; a bundle names what it needs."""
+
+__all__ = ["DOMAIN", "OPS", "VERSIONS", "Attribute", "Op", "Tensor"]

@@ -66,7 +66,10 @@ def reference(
     gate: int,
     norm_eps: float,
 ) -> tuple[Array, Array]:
-    """Sequence after sequence, in float32; keys and values are rounded to the cache's type before they are used."""
+    """Sequence after sequence, in float32; keys and values are rounded to the cache's type before they are used.
+
+    Padded rows give zeros.
+    """
     tokens = qkv.shape[0]
     sizes = [heads, heads if gate else 0, kv_heads, kv_heads]
     edges = np.cumsum(sizes)[:-1] * head_dim
@@ -92,8 +95,8 @@ def reference(
             visible &= held[None] > positions[:, None] - window
         keys, values = cache[:, :, : len(held)].astype(np.float32)
         out[start:end] = _attend(rotate(q[start:end], c, s), keys, values, visible, scale, softcap)
-    if gate:
-        out = out * sigmoid(gates)
+        if gate:
+            out[start:end] *= sigmoid(gates[start:end])
     return out.reshape(tokens, heads * head_dim).astype(qkv.dtype), kv_out
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,9 @@ class Tensor:
     """Updated in place: the output `<name>_out` lies at the same address."""
 
 
+_KINDS = {"int": int, "float": float, "string": str}
+
+
 @dataclass(frozen=True)
 class Attribute:
     """One attribute; every node carries every attribute of its op."""
@@ -55,11 +58,19 @@ class Op:
     """NumPy implementation: inputs by position (None where absent), attributes by keyword; never changes an input."""
     version: str = "1"
 
-    def compute(self, inputs: Sequence[Array | None], attributes: dict[str, Any]) -> tuple[Array, ...]:
-        """Check `inputs` and `attributes` against the description and run the reference. Raises GraphError."""
+    def check_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Every attribute must be there, of its kind, and no other. Raises GraphError."""
         expected = {attribute.name for attribute in self.attributes}
         if set(attributes) != expected:
             raise GraphError(f"{self.name}: expected attributes {sorted(expected)}, found {sorted(attributes)}")
+        for attribute in self.attributes:
+            value = attributes[attribute.name]
+            if type(value) is not _KINDS[attribute.kind]:
+                raise GraphError(f"{self.name}: {attribute.name}: expected {attribute.kind}, found {value!r}")
+
+    def compute(self, inputs: Sequence[Array | None], attributes: Mapping[str, Any]) -> tuple[Array, ...]:
+        """Check `inputs` and `attributes` against the description and run the reference. Raises GraphError."""
+        self.check_attributes(attributes)
         if len(inputs) > len(self.inputs):
             raise GraphError(f"{self.name}: expected at most {len(self.inputs)} inputs, found {len(inputs)}")
         padded = [*inputs, *[None] * (len(self.inputs) - len(inputs))]
@@ -90,8 +101,9 @@ def rms_norm(x: Float32, weight: Array, eps: float) -> Float32:
 
 
 def sigmoid(x: Float32) -> Float32:
-    """1 / (1 + exp(-x)), computed through tanh so that no argument overflows."""
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), np.float32)
+    """1 / (1 + exp(-x)); only negative arguments reach exp, which would overflow."""
+    small = np.exp(-np.abs(x))
+    return np.asarray(np.where(x >= 0, np.float32(1), small) / (1 + small), np.float32)
 
 
 def silu(x: Float32) -> Float32:

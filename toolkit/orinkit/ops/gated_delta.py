@@ -65,14 +65,15 @@ def reference(
     conv_width: int,
     norm_eps: float,
 ) -> tuple[Array, Array, Float32]:
-    """Sequence after sequence, in float32."""
+    """Sequence after sequence, in float32. Padded rows give zeros."""
     tokens, channels = qkvz.shape[0], 2 * key_heads * key_dim + value_heads * value_dim
     wide = qkvz.astype(np.float32)
     b, a = np.split(ba.astype(np.float32), 2, axis=1)
     beta, g = sigmoid(b), -np.exp(a_log) * np.logaddexp(np.float32(0), a + dt_bias)
     weight, repeat = conv_weight.astype(np.float32), value_heads // key_heads
     conv_out, rec_out = conv.copy(), rec.copy()
-    mixed = np.zeros((tokens, value_heads, value_dim), np.float32)
+    gates = silu(wide[:, channels:].reshape(tokens, value_heads, value_dim))
+    y = np.zeros_like(gates)
     for start, end, past, slot in zip(cu_seqlens[:-1], cu_seqlens[1:], past_lens, slots, strict=True):
         if slot < 0 or start == end:
             continue
@@ -85,7 +86,7 @@ def reference(
         q = _normalise(q.reshape(count, key_heads, key_dim)) / np.sqrt(np.float32(key_dim))
         k = _normalise(k.reshape(count, key_heads, key_dim))
         state = np.zeros_like(rec[slot]) if fresh else rec[slot]
-        mixed[start:end], rec_out[slot] = _recur(
+        mixed, rec_out[slot] = _recur(
             np.repeat(q, repeat, axis=1),
             np.repeat(k, repeat, axis=1),
             v.reshape(count, value_heads, value_dim),
@@ -93,9 +94,8 @@ def reference(
             beta[start:end],
             state,
         )
+        y[start:end] = rms_norm(mixed, norm, norm_eps) * gates[start:end]
         conv_out[slot] = inputs[count:].T.astype(conv.dtype)
-    z = wide[:, channels:].reshape(tokens, value_heads, value_dim)
-    y = rms_norm(mixed, norm, norm_eps) * silu(z)
     return y.reshape(tokens, value_heads * value_dim).astype(qkvz.dtype), conv_out, rec_out
 
 

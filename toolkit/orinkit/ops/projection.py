@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from orinkit import int4
 from orinkit.errors import GraphError
 from orinkit.ops.description import ACTIVATION, Array, Attribute, Float32, Int32, Op, Tensor, rms_norm, silu
 
+BLOCK_ROWS = 8192
+"""Rows of W that are wide at a time: a head of a few hundred thousand rows would take gigabytes."""
+
 
 def _project(
     x: Array,
-    weight: Float32,
+    n: int,
+    weight_rows: Callable[[slice], Float32],
     norm: Array | None,
     bias: Array | None,
     residual: Array | None,
@@ -27,7 +33,8 @@ def _project(
     wide = picked.astype(np.float32)
     if norm is not None:
         wide = rms_norm(wide, norm, norm_eps)
-    y = wide @ weight.T
+    blocks = (slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS))
+    y = np.concatenate([wide @ weight_rows(block).T for block in blocks], axis=1)
     if bias is not None:
         y = y + bias.astype(np.float32)
     if activation == "swiglu":
@@ -57,8 +64,11 @@ def int4_gemm(
     """Reference of OrinInt4Gemm in float32."""
     if scales.shape != (n, k // group_size):
         raise GraphError(f"OrinInt4Gemm: expected scales of {(n, k // group_size)}, found {scales.shape}")
-    wide = int4.dequantise(weight, scales, zeros).reshape(n, k)
-    return _project(x, wide, norm, bias, residual, rows, activation, norm_eps, float32_output)
+
+    def rows_of(block: slice) -> Float32:
+        return int4.dequantise(weight[block], scales[block], None if zeros is None else zeros[block])
+
+    return _project(x, n, rows_of, norm, bias, residual, rows, activation, norm_eps, float32_output)
 
 
 def linear(
@@ -77,10 +87,14 @@ def linear(
     float32_output: int,
 ) -> tuple[Array]:
     """Reference of OrinLinear in float32."""
-    wide = weight.reshape(n, k).astype(np.float32)
-    if scale is not None:
-        wide = wide * scale.astype(np.float32)[:, None]
-    return _project(x, wide, norm, bias, residual, rows, activation, norm_eps, float32_output)
+    if weight.shape != (n, k):
+        raise GraphError(f"OrinLinear: expected a weight of {(n, k)}, found {weight.shape}")
+
+    def rows_of(block: slice) -> Float32:
+        wide = weight[block].astype(np.float32)
+        return wide if scale is None else wide * scale[block].astype(np.float32)[:, None]
+
+    return _project(x, n, rows_of, norm, bias, residual, rows, activation, norm_eps, float32_output)
 
 
 _X = Tensor("x", "[T, K]", ACTIVATION, "activations")

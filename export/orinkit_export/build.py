@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`orin-export build`: a planned export to a verified bundle, stage by stage.
+
+    model    checkpoint -> model.data, model.onnx
+    verify   graph against its reference, golden tokens -> verify.json
+    bundle   everything in one folder with its manifest, renamed to the output
+
+Stages live in `<output>.work`, which is removed when the bundle is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from orinkit import bundle, config
+from orinkit.bundle import Bundle, FileEntry, GoldenCase, Manifest, Provenance
+from orinkit.bundle.folder import portable
+from orinkit.bundle.manifest import DATA, GRAPH, MANIFEST
+from orinkit.engines import open_engine
+from orinkit.errors import BundleError, OrinError
+from orinkit.ops import VERSIONS
+from orinkit.runtime.steps import Stepper
+from orinkit.runtime.tokenizer import Tokenizer
+from orinkit.target import Target
+from orinkit_export import disk, graph, quantise, stages, store, verify
+from orinkit_export.plan import Plan
+from orinkit_export.progress import Advance, progress, say
+
+VERIFIED = "verify.json"
+
+
+def build(plan: Plan, target: Target, output: Path, key: Path | None = None) -> Bundle:
+    """Make the bundle `output` for `target`, signed with the private key `key` if given.
+
+    A bundle of the same inputs is kept. Whatever happens, `output` is what it was before or the complete new bundle.
+    Raises OrinError.
+    """
+    _check_output(output)
+    work = output.with_name(f"{output.name}.work")
+    with stages.locked(work):
+        provenance = _provenance(plan)
+        finished = _finished(plan, target, output, provenance) if key is None else None
+        if finished is None:
+            disk.check_space(work, 2 * plan.data_bytes())
+            model = stages.run(work, "model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
+            verified = stages.run(
+                work, "verify", _verify_inputs(plan, model), lambda folder: _verify(plan, model, folder)
+            )
+            _assemble(plan, target, provenance, model, verified, work / "bundle", key)
+            _replace(work / "bundle", output)
+    shutil.rmtree(work, ignore_errors=True)
+    return finished or Bundle.open(output, keys=None, supported=VERSIONS)
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not (output / MANIFEST).is_file() and (output.is_file() or any(output.iterdir())):
+        raise BundleError(f"{output}: expected a bundle, an empty folder or nothing, found other files; choose another")
+
+
+def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance) -> Bundle | None:
+    """The bundle at `output` if it is intact and was made from the same inputs."""
+    try:
+        found = Bundle.open(output, keys=None, supported=VERSIONS)
+    except OrinError:
+        return None
+    same = (found.manifest.recipe, found.manifest.target, found.manifest.model, found.manifest.provenance) == (
+        portable(plan.recipe),
+        target,
+        plan.spec,
+        provenance,
+    )
+    if same:
+        say(f"{output} is up to date")
+    return found if same else None
+
+
+def _provenance(plan: Plan) -> Provenance:
+    paths = plan.checkpoint.files()
+    entries = []
+    with progress("hash", sum(path.stat().st_size for path in paths), "MB", 1e6) as advance:
+        for path in paths:
+            entries.append(FileEntry(path.name, path.stat().st_size, _digest(path, advance)))
+    source = plan.recipe.checkpoint
+    return Provenance(f"orinkit {metadata.version('orinkit')}", tuple(entries), source.repository, source.revision)
+
+
+def _digest(path: Path, advance: Advance = lambda _: None) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            total.update(chunk)
+            advance(len(chunk))
+    return total.hexdigest()
+
+
+def _model_inputs(plan: Plan, provenance: Provenance) -> dict[str, Any]:
+    return {
+        "provenance": config.dump(provenance),
+        "quantise": config.dump(plan.recipe.quantise),
+        "activations": plan.recipe.activations,
+        "capacity": plan.recipe.shapes.capacity,
+        "model": config.dump(plan.spec),
+    }
+
+
+def _model(plan: Plan, folder: Path) -> None:
+    """Weights one by one, each written once; then the graph over them."""
+    chosen = plan.stored()
+    total = sum(math.prod(weight.shape) for weight in chosen)
+    with store.TensorWriter(folder) as writer, progress("quantise", total, "M weights", 1e6) as advance:
+        for weight in chosen:
+            if not set(quantise.names_of(weight, plan.recipe)) <= set(writer.entries):
+                quantise.store(writer, weight, plan.recipe)
+            advance(math.prod(weight.shape))
+        writer.sync()
+    for prefix, count in sorted(plan.unused().items()):
+        say(f"not used: {prefix}.* ({count} tensors)")
+    graph.save(graph.build(plan.spec, store.read_index(folder), plan.recipe.activations), folder / GRAPH)
+
+
+def _verify_inputs(plan: Plan, model: Path) -> dict[str, Any]:
+    return {
+        "graph": _digest(model / GRAPH),
+        "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8")),
+        "golden": config.dump(plan.recipe.golden),
+        "shapes": config.dump(plan.recipe.shapes),
+    }
+
+
+def _verify(plan: Plan, model: Path, folder: Path) -> None:
+    say("verify: golden tokens, and the graph against its reference")
+    engine = open_engine("onnxruntime", model / GRAPH, plan.spec)
+    files = {name: path.read_bytes() for name, path in plan.checkpoint.tokenizer_files().items()}
+    stepper = Stepper(engine, plan.recipe.shapes)
+    cases = verify.golden_cases(stepper, Tokenizer.parse(files), plan.recipe, plan.spec.eos)
+    sequences = [case.prompt_tokens + case.tokens for case in cases]
+    found = verify.agreement(model / GRAPH, engine, sequences, plan.recipe.shapes.chunk)
+    verify.check(found)
+    record = {"golden": config.dump(cases), "report": found.report()}
+    (folder / VERIFIED).write_text(json.dumps(record, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+
+
+def _assemble(
+    plan: Plan, target: Target, provenance: Provenance, model: Path, verified: Path, folder: Path, key: Path | None
+) -> Manifest:
+    """Everything that travels, in `folder`, with its manifest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "tokenizer").mkdir(parents=True)
+    sources = {name: model / name for name in (GRAPH, DATA)}
+    sources |= {f"tokenizer/{name}": path for name, path in plan.checkpoint.tokenizer_files().items()}
+    with disk.writing(folder):
+        for name, source in sources.items():
+            shutil.copyfile(source, folder / name)
+    record = json.loads((verified / VERIFIED).read_text(encoding="utf-8"))
+    manifest = Manifest(
+        name=plan.recipe.name,
+        recipe=plan.recipe,
+        target=target,
+        model=plan.spec,
+        ops=VERSIONS,
+        provenance=provenance,
+        golden=tuple(config.parse(case, GoldenCase, VERIFIED) for case in record["golden"]),
+        report=record["report"],
+    )
+    with progress("bundle", sum(source.stat().st_size for source in sources.values()), "MB", 1e6) as advance:
+        written = bundle.write(folder, manifest, advance)
+    if key is not None:
+        bundle.sign(folder, key)
+    return written
+
+
+def _replace(made: Path, output: Path) -> None:
+    """Put `made` where `output` is; the old folder is gone only when the new one has its name."""
+    if output.exists():
+        old = made.with_name("replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+    made.rename(output)
+    descriptor = os.open(output.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`orin-export`: the verbs of the host. Heavy imports happen inside the verbs, so that --help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orinkit.cli import Program
+
+_path = click.Path(path_type=Path)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="orinkit")
+def main() -> None:
+    """Export language models to bundles for Jetson Orin and DRIVE Orin."""
+
+
+@main.command()
+@click.argument("recipe", type=_path)
+@click.option("--target", type=_path, required=True, help="The board and its software, a file of targets/.")
+@click.option("-o", "--output", type=_path, help="The bundle's folder; without it build/<recipe>-<target>.")
+@click.option("--checkpoint", type=_path, help="Folder to read instead of the one that the recipe names.")
+@click.option("--sign", "key", type=_path, help="Private key (orin-export keygen) to sign the bundle with.")
+@click.option("--allow-nonfinite", is_flag=True, help="Go on where weights hold NaN, infinities or only zeros.")
+def build(
+    recipe: Path, target: Path, output: Path | None, checkpoint: Path | None, key: Path | None, allow_nonfinite: bool
+) -> None:
+    """Quantise a checkpoint and pack it with its graph into a bundle.
+
+    A second run with the same inputs does nothing; one that was killed goes on where it was.
+    """
+    from orinkit import target as targets
+    from orinkit_export import plan
+    from orinkit_export.build import build as make
+
+    chosen = targets.read(target)
+    planned = plan.read(recipe, checkpoint, allow_nonfinite)
+    folder = output or Path("build") / f"{planned.recipe.name}-{chosen.id}"
+    done = make(planned, chosen, folder, key)
+    total = sum(entry.size for entry in done.manifest.files)
+    report = done.manifest.report
+    click.echo(
+        f"{folder}: {total / 1e6:.1f} MB, {len(done.manifest.golden)} golden prompts, "
+        f"KL to the reference {report['kl_mean']:.2g} over {report['positions']:.0f} positions"
+    )
+
+
+@main.command()
+@click.argument("bundle", type=_path)
+def verify(bundle: Path) -> None:
+    """Compare a bundle's graph with the NumPy references of its ops, on its golden prompts."""
+    from orinkit.bundle import Bundle
+    from orinkit.engines import open_engine
+    from orinkit.ops import VERSIONS
+    from orinkit_export import verify as numbers
+
+    opened = Bundle.open(bundle, keys=None, supported=VERSIONS)
+    manifest = opened.manifest
+    engine = open_engine("onnxruntime", opened.graph, manifest.model)
+    sequences = [case.prompt_tokens + case.tokens for case in manifest.golden]
+    found = numbers.agreement(opened.graph, engine, sequences, manifest.recipe.shapes.chunk)
+    for name, value in found.report().items():
+        click.echo(f"{name}: {value:.6g}")
+    numbers.check(found)
+
+
+@main.command()
+@click.argument("recipe", type=_path)
+@click.option("--checkpoint", type=_path, help="Folder to read instead of the one that the recipe names.")
+def inspect(recipe: Path, checkpoint: Path | None) -> None:
+    """Show what a recipe makes of its checkpoint: architecture, tensors, formats, sizes, and what is not used."""
+    from orinkit_export.inspect import describe
+    from orinkit_export.plan import read
+
+    for line in describe(read(recipe, checkpoint)):
+        click.echo(line)
+
+
+@main.command()
+@click.option("-o", "--output", type=_path, default=Path("build/schema"), help="Folder for the files.")
+def schema(output: Path) -> None:
+    """Write JSON Schemas of recipes and targets, for editors."""
+    from orinkit_export import schema as schemas
+
+    for path in schemas.write(output):
+        click.echo(path)
+
+
+@main.command()
+@click.argument("key", type=_path)
+@click.option("--comment", default="", help="Who or what the key is for; stands in the public file.")
+def keygen(key: Path, comment: str) -> None:
+    """Make a key pair: KEY is the private half, KEY.pub goes to the boards' folders of trusted keys."""
+    from orinkit.bundle import generate
+
+    click.echo(f"{key}.pub: key {generate(key, comment).id}")
+
+
+@main.command()
+@click.argument("bundle", type=_path)
+@click.option("--key", type=_path, required=True, help="The private key.")
+def sign(bundle: Path, key: Path) -> None:
+    """Sign a bundle."""
+    from orinkit.bundle import sign as sign_folder
+
+    click.echo(f"{bundle}: signed with key {sign_folder(bundle, key).id}")
+
+
+@main.command()
+@click.argument("bundle", type=_path)
+@click.argument("archive", type=_path)
+def pack(bundle: Path, archive: Path) -> None:
+    """Write a bundle as one .tar file."""
+    from orinkit.bundle import pack as pack_folder
+
+    pack_folder(bundle, archive)
+    click.echo(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
