@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
+from orinkit.ops import OPS
 
 Array = NDArray[Any]
 
@@ -32,6 +33,12 @@ class Case:
             if any(a is not None and a.dtype == np.float32 and a.ndim == 2 for a in self.inputs[:1])
             else "float16"
         )
+
+
+def named(case: Case) -> dict[str, Array]:
+    """The inputs that the case has, by the names of the op's description."""
+    pairs = zip(OPS[case.op_type].inputs, case.inputs, strict=False)
+    return {tensor.name: array for tensor, array in pairs if array is not None}
 
 
 def _normal(rng: np.random.Generator, *shape: int, dtype: Any = np.float32, scale: float = 1.0) -> Array:

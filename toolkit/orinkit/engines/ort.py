@@ -29,8 +29,9 @@ RING_ROUNDING = 64
 class OrtCaches:
     """Every state as one array [S, ...]; a slot's rows are contiguous."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], slots: int, capacity: int) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], slots: int, capacity: int, chunk: int) -> None:
         self.arrays = dict(arrays)
+        self.chunk = chunk
         self._slots = slots
         self._capacity = capacity
 
@@ -61,6 +62,7 @@ class OrtContext:
 
     def run(self, inputs: StepInputs) -> Float32:
         """One step, sequence by sequence."""
+        self._check(inputs)
         vocab = self._session.get_outputs()[0].shape[1]
         logits = np.zeros((len(inputs.logit_rows), vocab), np.float32)
         edges = inputs.cu_seqlens
@@ -72,9 +74,22 @@ class OrtContext:
             logits[rows] = self._run_one(inputs.input_ids[start:end], int(past), int(slot), wanted)
         return logits
 
+    def _check(self, inputs: StepInputs) -> None:
+        """Refuse what is beyond the profile or the caches before any state has changed."""
+        tokens, sequences = len(inputs.input_ids), len(inputs.slots)
+        if tokens > self._profile.tokens or sequences > self._profile.sequences:
+            raise EngineError(f"expected a step within {self._profile}, found {tokens} tokens of {sequences} sequences")
+        caches, real = self._caches, inputs.slots >= 0
+        counts = np.diff(inputs.cu_seqlens)[real]
+        for what, limit, found in (
+            ("slots up to", caches.slots - 1, inputs.slots[real]),
+            ("tokens of a sequence up to", caches.chunk, counts),
+            ("tokens in a slot up to", caches.capacity, inputs.past_lens[real] + counts),
+        ):
+            if (found > limit).any():
+                raise EngineError(f"expected {what} {limit}, found {found.max()}")
+
     def _run_one(self, ids: NDArray[np.int32], past: int, slot: int, rows: NDArray[np.int32]) -> Float32:
-        if past + len(ids) > self._caches.capacity:
-            raise EngineError(f"expected at most {self._caches.capacity} tokens in a slot, found {past + len(ids)}")
         binding = self._session.io_binding()
         step = {
             "input_ids": np.ascontiguousarray(ids),
@@ -125,7 +140,7 @@ class OrtEngine:
                 rows = self._rows(value.name, capacity, chunk)
                 shape = [slots, *(rows if isinstance(size, str) else size for size in value.shape[1:])]
                 arrays[value.name] = np.zeros(shape, _DTYPES[value.type])
-        return OrtCaches(arrays, slots, capacity)
+        return OrtCaches(arrays, slots, capacity, chunk)
 
     def context(self, profile: Profile, caches: Caches) -> Context:
         if not isinstance(caches, OrtCaches):
