@@ -80,12 +80,12 @@ def inspect(recipe: Path, checkpoint: Path | None) -> None:
 
 
 @main.command()
-@click.option("-o", "--output", type=_path, default=Path("build/schema"), help="Folder for the files.")
-def schema(output: Path) -> None:
-    """Write JSON Schemas of recipes and targets, for editors."""
+@click.argument("folder", type=_path)
+def schema(folder: Path) -> None:
+    """Write JSON Schemas of recipes and targets to FOLDER, for editors."""
     from orinkit_export import schema as schemas
 
-    for path in schemas.write(output):
+    for path in schemas.write(folder):
         click.echo(path)
 
 
