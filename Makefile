@@ -3,7 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint oracle clean
+CUDA_VERSIONS := 11.8 12.6 13.2
+
+.PHONY: demo test lint oracle kernels nvrtc clean
 
 demo: .venv/installed
 	$(BIN)/orin-export build recipes/demo.yaml --target targets/host.yaml -o build/demo
@@ -11,8 +13,21 @@ demo: .venv/installed
 	$(BIN)/orin-run generate build/demo --max-tokens 96 --temperature 0.7 --seed 7 "ROMEO:"
 	$(BIN)/orin-run chat build/demo --max-tokens 120 --say "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
-test: lint
+test: lint nvrtc
 	$(BIN)/pytest -q
+
+# liborin_kernels for the GPUs that orinkit knows, without a CUDA toolkit.
+kernels: .venv/installed build/nvrtc/13.2
+	PATH=$(abspath $(BIN)):$$PATH cmake -S plugins -B build/kernels -G Ninja -DORIN_CUDA_COMPILER=build/nvrtc/13.2
+	PATH=$(abspath $(BIN)):$$PATH cmake --build build/kernels
+
+nvrtc: $(CUDA_VERSIONS:%=build/nvrtc/%)
+
+# Wheels of several CUDA releases overwrite each other in one environment, so each gets a folder of its own.
+build/nvrtc/%: cmake/nvrtc/%.txt | .venv/installed
+	rm -rf $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ --requirement $<
+	touch $@
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
 
     python compile_cubin.py SOURCE CUBIN --arch 87 --compiler PATH [--include DIR ...] [--depfile FILE]
 
-PATH is libnvrtc.so.* or the program nvcc. Prints what ptxas says: registers, shared memory, spills.
+PATH is the program nvcc, libnvrtc.so.*, or a folder into which the wheels of cmake/nvrtc/*.txt were unpacked.
+What ptxas says (registers, shared memory, spills) lies beside the cubin with the suffix .log.
 Standard library only: it runs wherever CMake runs.
 """
 
@@ -54,6 +55,17 @@ def _text(size_of: ctypes._NamedFuncPointer, read: ctypes._NamedFuncPointer, pro
     return buffer.raw
 
 
+def unpacked(folder: Path) -> tuple[Path, Path]:
+    """The NVRTC library and the folder of cuda_fp16.h in unpacked wheels."""
+    libraries = [path for path in folder.rglob("libnvrtc.so.*") if "builtins" not in path.name]
+    includes = [path.parent for path in folder.rglob("cuda_fp16.h")]
+    if len(libraries) != 1 or len(includes) != 1:
+        raise SystemExit(
+            f"{folder}: expected one libnvrtc.so.* and one cuda_fp16.h; unpack the wheels again: make nvrtc"
+        )
+    return libraries[0], includes[0]
+
+
 def headers(source: Path, includes: list[Path]) -> set[Path]:
     """The project's headers that `source` includes, directly or not."""
     found: set[Path] = set()
@@ -78,6 +90,9 @@ def main() -> None:
     parser.add_argument("--include", type=Path, action="append", default=[])
     parser.add_argument("--depfile", type=Path)
     args = parser.parse_args()
+    if args.compiler.is_dir():
+        args.compiler, include = unpacked(args.compiler)
+        args.include.append(include)
     compiler = by_nvrtc if "nvrtc" in args.compiler.name else by_nvcc
     log = compiler(args.compiler, args.source, args.cubin, args.arch, args.include)
     args.cubin.with_suffix(".log").write_text(log, encoding="utf-8")

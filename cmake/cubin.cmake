@@ -12,14 +12,10 @@ function(orin_kernel target name)
     get_filename_component(unit ${source} NAME_WE)
     foreach(arch IN LISTS ORIN_ARCHS)
       set(cubin ${CMAKE_CURRENT_BINARY_DIR}/${unit}.sm_${arch}.cubin)
-      set(include)
-      if(ORIN_CUDA_INCLUDE)
-        set(include --include ${ORIN_CUDA_INCLUDE})
-      endif()
       add_custom_command(
         OUTPUT ${cubin}
         COMMAND ${Python3_EXECUTABLE} ${ORIN_CMAKE_DIR}/compile_cubin.py ${source} ${cubin} --arch ${arch}
-                --compiler ${ORIN_CUDA_COMPILER} --include ${CMAKE_CURRENT_SOURCE_DIR} ${include} --depfile ${cubin}.d
+                --compiler ${ORIN_CUDA_COMPILER} --include ${CMAKE_CURRENT_SOURCE_DIR} --depfile ${cubin}.d
         DEPENDS ${source} ${ORIN_CMAKE_DIR}/compile_cubin.py
         DEPFILE ${cubin}.d
         COMMENT "${unit} sm_${arch}"
