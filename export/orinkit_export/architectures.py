@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orinkit import config as settings
-from orinkit.errors import CheckpointError
+from orinkit.errors import CheckpointError, ConfigError
 from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec, Rope
+from orinkit_export.safetensors import brief
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Architecture:
     rotary_factor: float = 1.0
     """Default of partial_rotary_factor."""
     default_window: int | None = None
-    """sliding_window where the key is absent."""
+    """sliding_window where the key is absent; None = windows only where use_sliding_window or layer_types ask."""
     hybrid_interval: int = 0
     """Default of full_attention_interval; 0 = every layer is attention."""
 
@@ -59,7 +61,7 @@ def by_name(name: str) -> Architecture:
 def model_spec(config: Mapping[str, Any], generation: Mapping[str, Any] | None = None) -> ModelSpec:
     """The facts of a text model's `config.json`; `generation` is generation_config.json if there is one.
 
-    Raises CheckpointError: an unknown family, a missing key, or a feature that the ops do not have.
+    Raises CheckpointError: an unknown family, a missing or impossible value, or a feature that the ops do not have.
     """
     model_type = str(config.get("model_type"))
     if model_type not in _BY_TYPE:
@@ -68,22 +70,21 @@ def model_spec(config: Mapping[str, Any], generation: Mapping[str, Any] | None =
         )
     _refuse_unsupported(config)
     entry = _BY_TYPE[model_type]
+    spec = ModelSpec(
+        architecture=entry.name,
+        hidden=_count(config, "hidden_size"),
+        vocab=_count(config, "vocab_size"),
+        norm_eps=_number(config, "rms_norm_eps"),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        max_positions=_count(config, "max_position_embeddings"),
+        rope=_rope(config),
+        layers=tuple(_layer(config, entry, kind) for kind in _layer_types(config, entry)),
+        eos=_eos(generation or {}) or _eos(config),
+    )
     try:
-        layers = tuple(_layer(config, entry, kind) for kind in _layer_types(config, entry))
-        spec = ModelSpec(
-            architecture=entry.name,
-            hidden=config["hidden_size"],
-            vocab=config["vocab_size"],
-            norm_eps=float(config["rms_norm_eps"]),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            max_positions=config["max_position_embeddings"],
-            rope=_rope(config),
-            layers=layers,
-            eos=_eos(generation or {}) or _eos(config),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"config.json: the key {error} is missing; {model_type} needs it") from None
-    return settings.parse(settings.dump(spec), ModelSpec, "config.json")
+        return settings.parse(settings.dump(spec), ModelSpec, "config.json")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
@@ -95,41 +96,39 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 
 def _layer_types(config: Mapping[str, Any], entry: Architecture) -> list[str]:
-    count = config["num_hidden_layers"]
-    if config.get("layer_types"):
-        types = list(config["layer_types"])
-        if len(types) != count:
-            raise CheckpointError(f"config.json: layer_types: expected {count} entries, found {len(types)}")
+    count = _count(config, "num_hidden_layers")
+    types = config.get("layer_types")
+    if types is not None:
+        if not isinstance(types, list) or len(types) != count:
+            raise CheckpointError(f"config.json: layer_types: expected a list of {count} items, found {brief(types)}")
         return types
     if entry.hybrid_interval:
-        interval = config.get("full_attention_interval", entry.hybrid_interval)
+        interval = _count(config, "full_attention_interval", entry.hybrid_interval)
         return ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(count)]
     if config.get("use_sliding_window"):
-        first = config.get("max_window_layers", count)
+        first = _count(config, "max_window_layers", least=0)
         return ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
     windowed = entry.default_window is not None and config.get("sliding_window", entry.default_window) is not None
     return ["sliding_attention" if windowed else "full_attention"] * count
 
 
 def _layer(config: Mapping[str, Any], entry: Architecture, kind: str) -> LayerSpec:
-    intermediate = config["intermediate_size"]
+    intermediate = _count(config, "intermediate_size")
     if kind == "linear_attention":
         return LayerSpec(intermediate, gated_delta=_gated_delta(config))
     if kind not in ("full_attention", "sliding_attention"):
-        raise CheckpointError(f"config.json: layer_types: {kind!r} is unknown; no op computes it")
-    window = config.get("sliding_window", entry.default_window) if kind == "sliding_attention" else 0
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    rotary = _rope_settings(config).get(
-        "partial_rotary_factor", config.get("partial_rotary_factor", entry.rotary_factor)
-    )
+        raise CheckpointError(f"config.json: layer_types: {brief(kind)} is unknown; no op computes it")
+    heads = _count(config, "num_attention_heads")
+    head_dim = _count(config, "head_dim", _count(config, "hidden_size") // heads)
+    rotary = _number(config, "partial_rotary_factor", entry.rotary_factor)
+    rotary = _number(_rope_settings(config), "partial_rotary_factor", rotary)
     attention = Attention(
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
+        kv_heads=_count(config, "num_key_value_heads", heads),
         head_dim=head_dim,
         rotary_dim=int(head_dim * rotary),
         scale=head_dim**-0.5,
-        window=window or 0,
+        window=_count(config, "sliding_window", entry.default_window) if kind == "sliding_attention" else 0,
         gate=entry.gate and bool(config.get("attn_output_gate", True)),
         qk_norm=entry.qk_norm,
     )
@@ -138,36 +137,60 @@ def _layer(config: Mapping[str, Any], entry: Architecture, kind: str) -> LayerSp
 
 def _gated_delta(config: Mapping[str, Any]) -> GatedDelta:
     return GatedDelta(
-        key_heads=config["linear_num_key_heads"],
-        value_heads=config["linear_num_value_heads"],
-        key_dim=config["linear_key_head_dim"],
-        value_dim=config["linear_value_head_dim"],
-        conv_width=config["linear_conv_kernel_dim"],
+        key_heads=_count(config, "linear_num_key_heads"),
+        value_heads=_count(config, "linear_num_value_heads"),
+        key_dim=_count(config, "linear_key_head_dim"),
+        value_dim=_count(config, "linear_value_head_dim"),
+        conv_width=_count(config, "linear_conv_kernel_dim"),
     )
 
 
 def _rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """transformers 5 writes rope_parameters, earlier releases rope_theta and rope_scaling."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"config.json: rope_parameters: expected an object, found {brief(found)}")
+    return found
 
 
 def _rope(config: Mapping[str, Any]) -> Rope:
     found = _rope_settings(config)
-    theta = float(found.get("rope_theta", config.get("rope_theta", 10000.0)))
+    theta = _number(found, "rope_theta", _number(config, "rope_theta", 10000.0))
     kind = found.get("rope_type", found.get("type", "default"))
     if kind in ("default", "mrope"):
         return Rope(theta)
     if kind != "llama3":
-        raise CheckpointError(f"config.json: rope_type: expected 'default' or 'llama3', found {kind!r}")
-    return Rope(
-        theta,
-        factor=float(found["factor"]),
-        low_freq_factor=float(found["low_freq_factor"]),
-        high_freq_factor=float(found["high_freq_factor"]),
-        original_positions=int(found["original_max_position_embeddings"]),
-    )
+        raise CheckpointError(f"config.json: rope_type: expected 'default' or 'llama3', found {brief(kind)}")
+    low, high = _number(found, "low_freq_factor"), _number(found, "high_freq_factor")
+    if not low < high:
+        raise CheckpointError(f"config.json: low_freq_factor: expected less than high_freq_factor={high}, found {low}")
+    positions = _count(found, "original_max_position_embeddings")
+    return Rope(theta, _number(found, "factor"), low, high, positions)
 
 
 def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:
     found = config.get("eos_token_id")
-    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
+
+
+def _count(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number; where the key is absent or null, the default."""
+    value = _present(config, key, default)
+    if type(value) is not int or value < least:
+        raise CheckpointError(f"config.json: {key}: expected a whole number from {least} on, found {brief(value)}")
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A positive number; where the key is absent or null, the default."""
+    value = _present(config, key, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key}: expected a positive number, found {brief(value)}")
+    return float(value)
+
+
+def _present(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = default if config.get(key) is None else config[key]
+    if value is None:
+        raise CheckpointError(f"config.json: the key {key!r} is missing; get the file again")
+    return value

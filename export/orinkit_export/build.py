@@ -5,7 +5,8 @@
     verify   graph against its reference, golden tokens -> verify.json
     bundle   everything in one folder with its manifest, renamed to the output
 
-Stages live in `<output>.work`, which is removed when the bundle is complete.
+Stages live in `<output>.work`, which is removed when the bundle is complete. It stays where another run can go on:
+after a kill, Ctrl-C, a full disk, a failed verification (other golden prompts need no new model) or a wrong key.
 """
 
 from __future__ import annotations
@@ -15,38 +16,42 @@ import json
 import math
 import os
 import shutil
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from orinkit import bundle, config
 from orinkit.bundle import Bundle, FileEntry, GoldenCase, Manifest, Provenance
+from orinkit.bundle.files import sync_folder
 from orinkit.bundle.folder import portable
-from orinkit.bundle.manifest import DATA, GRAPH, MANIFEST
+from orinkit.bundle.manifest import DATA, GRAPH, MANIFEST, SIGNATURE, decode
 from orinkit.engines import open_engine
 from orinkit.errors import BundleError, OrinError
 from orinkit.ops import VERSIONS
 from orinkit.runtime.steps import Stepper
-from orinkit.runtime.tokenizer import Tokenizer
 from orinkit.target import Target
 from orinkit_export import disk, graph, quantise, stages, store, verify
 from orinkit_export.plan import Plan
 from orinkit_export.progress import Advance, progress, say
 
-VERIFIED = "verify.json"
+REPLACED, VERIFIED = "replaced", "verify.json"
 
 
 def build(plan: Plan, target: Target, output: Path, key: Path | None = None) -> Bundle:
     """Make the bundle `output` for `target`, signed with the private key `key` if given.
 
-    A bundle of the same inputs is kept. Whatever happens, `output` is what it was before or the complete new bundle.
+    A bundle of the same inputs is kept, and only signed if `key` is given. Whatever happens, `output` is what it was
+    before or the complete new bundle; a kill between the two renames that replace it is put right by the next run.
     Raises OrinError.
     """
+    output = Path(os.path.realpath(output))
     _check_output(output)
     work = output.with_name(f"{output.name}.work")
     with stages.locked(work):
+        _put_back(work / REPLACED, output)
         provenance = _provenance(plan)
-        finished = _finished(plan, target, output, provenance) if key is None else None
+        finished = _finished(plan, target, output, provenance)
         if finished is None:
             disk.check_space(work, 2 * plan.data_bytes())
             model = stages.run(work, "model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
@@ -55,13 +60,24 @@ def build(plan: Plan, target: Target, output: Path, key: Path | None = None) -> 
             )
             _assemble(plan, target, provenance, model, verified, work / "bundle", key)
             _replace(work / "bundle", output)
-    shutil.rmtree(work, ignore_errors=True)
+        elif key is not None:
+            bundle.sign(output, key)
+        shutil.rmtree(work, ignore_errors=True)
     return finished or Bundle.open(output, keys=None, supported=VERSIONS)
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not (output / MANIFEST).is_file() and (output.is_file() or any(output.iterdir())):
-        raise BundleError(f"{output}: expected a bundle, an empty folder or nothing, found other files; choose another")
+    """What is replaced is removed, so it must be a bundle and nothing else. Raises BundleError."""
+    found = "something else"
+    with suppress(OSError, BundleError):
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return
+        listed = {entry.path for entry in decode((output / MANIFEST).read_bytes()).files} | {MANIFEST, SIGNATURE}
+        others = {path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir()} - listed
+        if not others:
+            return
+        found = f"a bundle with other files ({min(others)!r})"
+    raise BundleError(f"{output}: expected a bundle, an empty folder or nothing, found {found}; choose another")
 
 
 def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance) -> Bundle | None:
@@ -119,10 +135,11 @@ def _model(plan: Plan, folder: Path) -> None:
             if not set(quantise.names_of(weight, plan.recipe)) <= set(writer.entries):
                 quantise.store(writer, weight, plan.recipe)
             advance(math.prod(weight.shape))
-        writer.sync()
     for prefix, count in sorted(plan.unused().items()):
         say(f"not used: {prefix}.* ({count} tensors)")
-    graph.save(graph.build(plan.spec, store.read_index(folder), plan.recipe.activations), folder / GRAPH)
+    built = graph.build(plan.spec, store.read_index(folder), plan.recipe.activations)
+    with disk.writing(folder):
+        graph.save(built, folder / GRAPH)
 
 
 def _verify_inputs(plan: Plan, model: Path) -> dict[str, Any]:
@@ -137,14 +154,14 @@ def _verify_inputs(plan: Plan, model: Path) -> dict[str, Any]:
 def _verify(plan: Plan, model: Path, folder: Path) -> None:
     say("verify: golden tokens, and the graph against its reference")
     engine = open_engine("onnxruntime", model / GRAPH, plan.spec)
-    files = {name: path.read_bytes() for name, path in plan.checkpoint.tokenizer_files().items()}
     stepper = Stepper(engine, plan.recipe.shapes)
-    cases = verify.golden_cases(stepper, Tokenizer.parse(files), plan.recipe, plan.spec.eos)
+    cases = verify.golden_cases(stepper, plan.tokenizer, plan.recipe, plan.spec.eos)
     sequences = [case.prompt_tokens + case.tokens for case in cases]
     found = verify.agreement(model / GRAPH, engine, sequences, plan.recipe.shapes.chunk)
     verify.check(found)
     record = {"golden": config.dump(cases), "report": found.report()}
-    (folder / VERIFIED).write_text(json.dumps(record, sort_keys=True, indent=1) + "\n", encoding="utf-8")
+    with disk.writing(folder):
+        (folder / VERIFIED).write_text(json.dumps(record, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
 def _assemble(
@@ -152,10 +169,10 @@ def _assemble(
 ) -> Manifest:
     """Everything that travels, in `folder`, with its manifest."""
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "tokenizer").mkdir(parents=True)
     sources = {name: model / name for name in (GRAPH, DATA)}
     sources |= {f"tokenizer/{name}": path for name, path in plan.checkpoint.tokenizer_files().items()}
     with disk.writing(folder):
+        (folder / "tokenizer").mkdir(parents=True)
         for name, source in sources.items():
             shutil.copyfile(source, folder / name)
     record = json.loads((verified / VERIFIED).read_text(encoding="utf-8"))
@@ -178,11 +195,20 @@ def _assemble(
 
 def _replace(made: Path, output: Path) -> None:
     """Put `made` where `output` is; the old folder is gone only when the new one has its name."""
-    if output.exists():
-        old = made.with_name("replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-    made.rename(output)
-    descriptor = os.open(output.parent, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    old = made.with_name(REPLACED)
+    with disk.writing(output):
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            output.rename(old)
+        try:
+            made.rename(output)
+        finally:
+            _put_back(old, output)
+        sync_folder(output.parent)
+
+
+def _put_back(old: Path, output: Path) -> None:
+    """Give a bundle its name again if the one that was to replace it never got there."""
+    if old.exists() and not output.exists():
+        with disk.writing(output):
+            old.rename(output)

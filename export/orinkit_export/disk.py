@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from orinkit.errors import ResourceError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -17,13 +20,15 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        advice = "free some space" if error.errno in _NO_SPACE else "check the path and who may write there,"
         raise ResourceError(
-            f"{folder}: writing failed ({error.strerror}); free some space or choose another output, and run again"
+            f"{folder}: writing failed ({error.strerror}); {advice} or choose another output, and run again"
         ) from None
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raises ResourceError when the disk of `folder` has less than `needed` bytes free."""
+def check_space(folder: Path, total: int) -> None:
+    """Raises ResourceError when the disk of `folder` has no room for `total` bytes, those that lie there included."""
+    needed = total - sum(path.lstat().st_size for path in folder.rglob("*"))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(

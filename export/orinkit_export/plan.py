@@ -3,29 +3,33 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orinkit import recipe
-from orinkit.errors import CheckpointError, ConfigError
+from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestError
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
+from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
 from orinkit_export import architectures, quantise
 from orinkit_export.checkpoint import Checkpoint
+from orinkit_export.safetensors import parse_object
 from orinkit_export.weights import Weight, Weights
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe and its checkpoint with its facts."""
+    """A recipe and its checkpoint with its facts and its tokenizer."""
 
     recipe: Recipe
     checkpoint: Checkpoint
     spec: ModelSpec
+    tokenizer: Tokenizer
 
     def stored(self) -> list[Weight]:
         """The weights that the graph's data file holds, none read yet."""
@@ -55,7 +59,8 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
             f"hf download {chosen.checkpoint.repository} --local-dir {folder}"
         )
     opened = Checkpoint.open(folder, allow_nonfinite)
-    plan = Plan(chosen, opened, architectures.model_spec(opened.text_config, _generation_config(opened)))
+    spec = architectures.model_spec(opened.text_config, _generation_config(opened))
+    plan = Plan(chosen, opened, spec, _tokenizer(opened, spec))
     if chosen.shapes.capacity > plan.spec.max_positions:
         raise ConfigError(
             f"{recipe_path}: shapes: capacity: expected at most the model's {plan.spec.max_positions} positions, "
@@ -63,15 +68,67 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
         )
     for weight in plan.stored():
         quantise.check_shape(weight, chosen)
+        _check_size(weight, opened)
+    _check_prompts(plan, recipe_path)
     return plan
 
 
 def _generation_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     path = checkpoint.tokenizer_files().get("generation_config.json")
+    return parse_object(path.read_bytes(), path) if path else {}
+
+
+def _tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tokenizer:
+    """The tokenizer, with ids that the model has and a chat template, if any, that can put a question.
+
+    Raises CheckpointError.
+    """
+    folder, files = checkpoint.folder, checkpoint.tokenizer_files()
+    if TOKENIZER not in files:
+        raise CheckpointError(
+            f"{folder}: expected {TOKENIZER}, found none; download it, or save the tokenizer again with the "
+            "transformers library"
+        )
     try:
-        data = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected JSON, found: {error}; get the file again") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}; get the file again")
-    return data
+        tokenizer = Tokenizer.parse({name: path.read_bytes() for name, path in files.items()})
+        if tokenizer.template is not None:
+            with suppress(RequestError):  # a template may insist on more than a question
+                tokenizer.template.render([{"role": "user", "content": "Hello"}])
+    except BundleError as error:
+        raise CheckpointError(f"{folder}: {error} (a file of the checkpoint: get it again or correct it)") from None
+    last = max(tokenizer.num_ids - 1, *spec.eos, 0)
+    if last >= spec.vocab:
+        raise CheckpointError(
+            f"{folder}: expected token ids below the vocabulary of {spec.vocab} in config.json, found {last}; get "
+            "tokenizer and weights of one checkpoint"
+        )
+    return tokenizer
+
+
+def _check_size(weight: Weight, checkpoint: Checkpoint) -> None:
+    """Refuse a weight whose tensors are missing or cannot make up its shape, before any is read."""
+    found = sum(math.prod(checkpoint.shape(name)) for name in weight.sources)
+    expected = math.prod(weight.shape)
+    if weight.sources and found != expected:
+        shapes = ", ".join(f"{name} {list(checkpoint.shape(name))}" for name in weight.sources)
+        raise CheckpointError(
+            f"{checkpoint.folder}: {weight.name}: expected {expected} weights for {list(weight.shape)} by config.json, "
+            f"found {found} in {shapes}; does config.json fit the weights?"
+        )
+
+
+def _check_prompts(plan: Plan, recipe_path: Path) -> None:
+    """Refuse golden prompts that leave no room for their tokens."""
+    shapes, golden = plan.recipe.shapes, plan.recipe.golden
+    room = shapes.capacity - golden.tokens
+    for prompt in golden.prompts:
+        where = f"{recipe_path}: golden: prompts: {prompt[:40]!r}"
+        try:
+            count = len(plan.tokenizer.encode(prompt, shapes.capacity))
+        except RequestError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        if not 1 <= count <= room:
+            raise ConfigError(
+                f"{where}: expected 1 to {room} tokens, found {count}: the capacity of {shapes.capacity} tokens has to "
+                f"hold it with {golden.tokens} more; change the prompt or the capacity"
+            )

@@ -3,7 +3,7 @@
 
 A stage works in `<name>.partial` and renames it to `<name>` when it is complete; `stage.json` in it records the inputs.
 The same inputs again: nothing to do. Killed half-way: the partial folder is handed to the next run, which goes on.
-Other inputs: started afresh.
+Other inputs: started afresh. Inputs that a stage refuses will be refused again: their partial folder is removed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from orinkit.errors import LockedError
+from orinkit.errors import ArtefactError, BundleError, ConfigError, LockedError
 from orinkit_export.disk import writing
 
-RECORD = "stage.json"
+LOCK, RECORD = "lock", "stage.json"
 
 
 def run(work: Path, name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
@@ -34,9 +34,15 @@ def run(work: Path, name: str, inputs: Mapping[str, Any], make: Callable[[Path],
         with writing(work):
             partial.mkdir(parents=True)
             (partial / RECORD).write_text(record, encoding="utf-8")
-    make(partial)
-    shutil.rmtree(done, ignore_errors=True)
-    partial.rename(done)
+    try:
+        make(partial)
+    except (ArtefactError, ConfigError):
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    with writing(work):
+        _sync(partial)
+        shutil.rmtree(done, ignore_errors=True)
+        partial.rename(done)
     return done
 
 
@@ -45,18 +51,44 @@ def _recorded(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
+def _sync(folder: Path) -> None:
+    """What a stage made lasts through a power cut before it has its name."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 @contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Hold the lock of a work folder. Raises LockedError, ResourceError."""
+    """Hold the lock of a work folder, which is removed in the end unless it keeps a stage to go on with.
+
+    Raises LockedError, ResourceError, and BundleError when the folder is not one of ours.
+    """
+    found = _names(work)
+    if found and LOCK not in found:
+        raise BundleError(f"{work}: expected to work here, found {min(found)!r}; choose another output or remove it")
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        file = (work / LOCK).open("wb")
+    with file:
+        _claim(file, work)
+        try:
+            yield
+        finally:
+            if _names(work) == {LOCK}:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*")}
+
+
+def _claim(file: IO[bytes], work: Path) -> None:
+    """Lock the opened lock file, if it is still the one in the folder: the run before may have removed it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise LockedError(f"{work}: another export is working here; wait for it or choose another output") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = os.path.samestat(os.fstat(file.fileno()), (work / LOCK).lstat())
+    except (BlockingIOError, FileNotFoundError):
+        is_ours = False
+    if not is_ours:
+        raise LockedError(f"{work}: another export is working here; wait for it or choose another output")

@@ -8,7 +8,6 @@ its bytes, so a store that was cut off ends at its last whole line; `TensorWrite
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +48,6 @@ def read_index(folder: Path) -> dict[str, Entry]:
             if entry.offset + entry.nbytes <= size:  # a power failure may keep the line and lose the bytes
                 entries[entry.name] = entry
     return entries
-
-
-def load(folder: Path, entry: Entry) -> NDArray[Any]:
-    """A tensor of the store, mapped read-only."""
-    if not entry.nbytes:
-        return np.empty(entry.shape, entry.dtype)
-    return np.memmap(folder / DATA, entry.dtype, "r", entry.offset, entry.shape)
 
 
 class TensorWriter:
@@ -109,12 +101,6 @@ class TensorWriter:
         left = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         while left:  # one call writes 2 GiB at most
             left = left[self._data.write(left) :]
-
-    def sync(self) -> None:
-        """Force everything to disk; call it before the folder is renamed into place."""
-        with writing(self._folder):
-            os.fsync(self._data.fileno())
-            os.fsync(self._index.fileno())
 
 
 def _line(entry: Entry) -> str:

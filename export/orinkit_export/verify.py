@@ -52,7 +52,7 @@ def golden_cases(stepper: Stepper, tokenizer: Tokenizer, recipe: Recipe, eos: Se
     """
     cases = []
     for prompt in recipe.golden.prompts:
-        ids = tokenizer.encode(prompt, recipe.shapes.capacity - recipe.golden.tokens)
+        ids = tokenizer.encode(prompt, recipe.shapes.capacity)
         tokens, margin = _continue(stepper, ids, recipe.golden.tokens, frozenset(eos))
         if tokens:
             cases.append(GoldenCase(prompt, ids, tuple(tokens), float(f"{margin:.4g}")))

@@ -93,7 +93,7 @@ class Weights:
         """`fuse(suffix)` gives the fused rows of the `.weight` or `.bias` tensors of the modules `theirs`."""
         sources = [tuple(f"{module}.{suffix}" for module in theirs) for suffix in ("weight", "bias")]
         yield Weight(f"{ours}.weight", role, shape, sources[0], lambda: iter([fuse("weight")]))
-        if sources[1][0] in self._checkpoint:
+        if any(bias in self._checkpoint for bias in sources[1]):
             yield Weight(f"{ours}.bias", "wide", shape[:1], sources[1], lambda: iter([fuse("bias")]))
 
     def _rows(self, name: str, suffix: str, rows: int, columns: int) -> Float32:

@@ -65,7 +65,7 @@ def dequantise(
     packed: NDArray[np.int8], scales: NDArray[np.float16], zeros: NDArray[np.int8] | None = None
 ) -> NDArray[np.float32]:
     """The float32 matrix [N, K] that `packed` [N, K/2], `scales` [N, K/G] and `zeros` [N, ceil(K/G/2)] stand for."""
-    n, groups = scales.shape
-    values = unpack(packed, packed.shape[1] * 2).astype(np.float32).reshape(n, groups, -1)
+    (n, groups), k = scales.shape, 2 * packed.shape[1]
+    values = unpack(packed, k).astype(np.float32).reshape(n, groups, k // groups)
     offset = np.float32(ZERO) if zeros is None else unpack(zeros, groups).astype(np.float32)[:, :, None]
-    return np.asarray((values - offset) * scales.astype(np.float32)[:, :, None], np.float32).reshape(n, -1)
+    return np.asarray((values - offset) * scales.astype(np.float32)[:, :, None], np.float32).reshape(n, k)

@@ -69,7 +69,6 @@ def reference(
     tokens, channels = qkvz.shape[0], 2 * key_heads * key_dim + value_heads * value_dim
     wide = qkvz.astype(np.float32)
     b, a = np.split(ba.astype(np.float32), 2, axis=1)
-    beta, g = sigmoid(b), -np.exp(a_log) * np.logaddexp(np.float32(0), a + dt_bias)
     weight, repeat = conv_weight.astype(np.float32), value_heads // key_heads
     conv_out, rec_out = conv.copy(), rec.copy()
     gates = silu(wide[:, channels:].reshape(tokens, value_heads, value_dim))
@@ -85,13 +84,14 @@ def reference(
         q, k, v = np.split(c, [key_heads * key_dim, 2 * key_heads * key_dim], axis=1)
         q = _normalise(q.reshape(count, key_heads, key_dim)) / np.sqrt(np.float32(key_dim))
         k = _normalise(k.reshape(count, key_heads, key_dim))
+        g = -np.exp(a_log) * np.logaddexp(np.float32(0), a[start:end] + dt_bias)
         state = np.zeros_like(rec[slot]) if fresh else rec[slot]
         mixed, rec_out[slot] = _recur(
             np.repeat(q, repeat, axis=1),
             np.repeat(k, repeat, axis=1),
             v.reshape(count, value_heads, value_dim),
-            g[start:end],
-            beta[start:end],
+            g,
+            sigmoid(b[start:end]),
             state,
         )
         y[start:end] = rms_norm(mixed, norm, norm_eps) * gates[start:end]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a verified bundle to a scheduler that can serve it."""
+
+from __future__ import annotations
+
+from orinkit.bundle import Bundle
+from orinkit.engines import open_engine
+from orinkit.errors import BundleError
+from orinkit.runtime.scheduler import Scheduler
+from orinkit.runtime.steps import Stepper
+from orinkit.runtime.tokenizer import FILES, Tokenizer
+
+_FOLDER = "tokenizer"
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle. Raises BundleError."""
+    listed = {entry.path for entry in bundle.manifest.files}
+    paths = {name: f"{_FOLDER}/{name}" for name in FILES}
+    tokenizer = Tokenizer.parse({name: bundle.read(path) for name, path in paths.items() if path in listed})
+    vocab = bundle.manifest.model.vocab
+    if tokenizer.num_ids > vocab:
+        raise BundleError(
+            f"tokenizer: expected ids below the model's vocabulary of {vocab}, found {tokenizer.num_ids - 1}; "
+            "export again with the tokenizer of this checkpoint"
+        )
+    return tokenizer
+
+
+def start(bundle: Bundle, engine: str) -> Scheduler:
+    """Load the graph with the engine of that name, allocate everything, and stand ready for requests.
+
+    Raises BundleError, EngineError, ResourceError.
+    """
+    tokenizer = open_tokenizer(bundle)
+    stepper = Stepper(open_engine(engine, bundle.graph, bundle.manifest.model), bundle.manifest.recipe.shapes)
+    return Scheduler(stepper, tokenizer, bundle.manifest.model)
