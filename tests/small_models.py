@@ -54,21 +54,19 @@ def recipe(activations: str = "float32", **settings: Any) -> Recipe:
 INT4 = recipe("float16", group_size=32, head="int4", embedding="int4")
 
 
-def write_store(folder: Path, weights: Weights | list[Weight], spec: ModelSpec, how: Recipe) -> None:
-    with store.TensorWriter(folder) as writer:
-        for weight in quantise.stored(weights, how, spec.tied):
-            quantise.store(writer, weight, how)
-
-
-def export(name: str, folder: Path, how: Recipe) -> tuple[ModelSpec, Path]:
+def export(
+    name: str, folder: Path, how: Recipe, changed: Mapping[str, Array | None] | None = None
+) -> tuple[ModelSpec, Path]:
     """Facts and graph of a model; for INT4 its blocks are widened to a multiple of the groups, with other weights."""
-    opened = checkpoint(name, folder / "checkpoint")
+    opened = checkpoint(name, folder / "checkpoint", changed)
     spec = architectures.model_spec(opened.text_config)
     weights: Weights | list[Weight] = Weights(opened, spec, CAPACITY)
     if how.quantise.method != "none":
         spec = replace(spec, layers=tuple(replace(layer, intermediate=128) for layer in spec.layers))
         weights = [_random(index, weight) for index, weight in enumerate(Weights(opened, spec, CAPACITY))]
-    write_store(folder, weights, spec, how)
+    with store.TensorWriter(folder) as writer:
+        for weight in quantise.stored(weights, how, spec.tied):
+            quantise.store(writer, weight, how)
     path = folder / "model.onnx"
     graph.save(graph.build(spec, store.read_index(folder), how.activations), path)
     return spec, path

@@ -2,11 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import pty
 import re
-import select
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,15 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orinkit.bundle import GoldenCase, generate, sign
-from orinkit.cli import main, visible
+from orinkit.cli import _write_answer, main, visible
 from orinkit.engines import ENGINES
 from orinkit.engines.base import Engine
-from orinkit.runtime.request import Request
+from orinkit.runtime.request import Finished, Request, Timings, Token
 from toolkit.runtime.fake_program import make_bundle, open_fake
 from toolkit.runtime.serving import TOKENIZER, run, scheduler, text_of
+from toolkit.runtime.terminal import ENVIRONMENT, PROGRAM, Terminal
 
-PROGRAM = [sys.executable, "-m", "toolkit.runtime.fake_program"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
 SUMMARY = r"(\d+) prompt tokens, (\d+) generated \((\w+)\), prefill [\d.]+ tokens/s, decode [\d.]+ tokens/s\n"
 
 
@@ -57,7 +52,7 @@ def golden(prompt: str, num_tokens: int) -> GoldenCase:
     served = scheduler(capacity=256, eos=())
     ids = TOKENIZER.encode(prompt, 256)
     served.submit(Request(ids, max_tokens=num_tokens))
-    tokens = tuple(event.token for event in run(served)[:num_tokens] if hasattr(event, "token"))
+    tokens = tuple(event.token for event in run(served)[:num_tokens] if isinstance(event, Token))
     return GoldenCase(prompt, ids, tokens, margin=1.0)
 
 
@@ -98,6 +93,13 @@ def test_generate_writes_the_text_and_one_line_about_it(orin: Callable[..., Resu
     match = re.fullmatch(SUMMARY, result.stderr)
     assert match
     assert match.groups() == (str(len(TOKENIZER.encode("To be", 99))), "9", "length")
+
+
+def test_a_file_gets_the_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences too, which click would take out."""
+    timings = Timings(prompt_tokens=1, generated_tokens=1, queue_s=0.0, prefill_s=0.5, decode_s=0.0)
+    _write_answer([Token(1, 5, -0.1, "a\x1b[2Jb\x07"), Finished(1, "stop", "c", timings)])
+    assert capsys.readouterr().out == "a\x1b[2Jb\x07c\n"
 
 
 def test_generate_stops_before_a_stop_string(orin: Callable[..., Result], bundle: Path) -> None:
@@ -224,51 +226,6 @@ def test_control_characters_are_written_out_on_a_terminal() -> None:
     assert visible("日本語 👩‍👩‍👧‍👦") == "日本語 👩‍👩‍👧‍👦"
 
 
-class Terminal:
-    """orin-run on a terminal of its own; a test that waits for what never comes fails after a minute."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.end, other = pty.openpty()
-        self.process = subprocess.Popen(
-            [*PROGRAM, *arguments, "--engine", "fake"], env=ENVIRONMENT, stdin=other, stdout=other, stderr=other
-        )
-        os.close(other)
-        self.seen = b""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.end)
-
-    def read_until(self, pattern: bytes) -> bytes:
-        """All that has come since the last call, up to a match."""
-        while not (match := re.search(pattern, self.seen)):
-            self.seen += self._read()
-        part, self.seen = self.seen[: match.end()], self.seen[match.end() :]
-        return part
-
-    def finish(self) -> tuple[int, bytes]:
-        """The exit code, and all that has come since the last call."""
-        with contextlib.suppress(OSError):  # the other end is closed
-            while True:
-                self.seen += self._read()
-        return self.process.wait(), self.seen
-
-    def type(self, text: bytes) -> None:
-        os.write(self.end, text)
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def _read(self) -> bytes:
-        if not select.select([self.end], [], [], 60)[0]:
-            raise TimeoutError(f"nothing came after {self.seen!r}")
-        return os.read(self.end, 4096)
-
-
 def test_a_terminal_sees_no_control_characters_of_the_model(bundle: Path) -> None:
     text = continued("To be", 120)
     assert visible(text) != text, "the case needs a control character"
@@ -295,7 +252,12 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(tmp_path: Path) -> No
 def test_an_interrupt_at_the_prompt_ends_the_program(bundle: Path) -> None:
     with Terminal("chat", str(bundle)) as terminal:
         terminal.read_until(b"> ")
-        terminal.interrupt()
+        is_running = True
+        while is_running:
+            terminal.interrupt()  # again, if it came between Python's prompt and its wait for input
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                terminal.process.wait(timeout=1)
+                is_running = False
         code, seen = terminal.finish()
     assert code == 130
     assert b"Traceback" not in seen

@@ -39,14 +39,18 @@ class Program(click.Group):
         try:
             return super().invoke(ctx)
         except OrinError as error:
-            _fail(ctx, f"error: {' '.join(str(error).split())}", error.exit_code)
+            _fail(ctx, _error_line(error), error.exit_code)
         except KeyboardInterrupt:
             _fail(ctx, "", 130)
 
 
 def _fail(ctx: click.Context, line: str, code: int) -> NoReturn:
-    click.echo(visible(line), err=True)
+    click.echo(line, err=True)
     ctx.exit(code)
+
+
+def _error_line(error: OrinError) -> str:
+    return visible(f"error: {' '.join(str(error).split())}")
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -124,7 +128,7 @@ def chat(bundle: Path, system: str | None, say: tuple[str, ...], keys: Path | No
             except RequestError as error:
                 if say:
                     raise
-                click.echo(f"error: {visible(str(error))}", err=True)
+                click.echo(_error_line(error), err=True)
 
 
 @main.command()
@@ -205,7 +209,8 @@ def _write_answer(events: Iterable[Event]) -> None:
 
     is_terminal = sys.stdout.isatty()
     for event in events:
-        click.echo(visible(event.text) if is_terminal else event.text, nl=False)
+        # color=True: click would take escape sequences out of what goes to a file.
+        click.echo(visible(event.text) if is_terminal else event.text, nl=False, color=True)
         if isinstance(event, Finished):
             click.echo()
             click.secho(_summary(event), err=True, dim=True)
@@ -252,28 +257,25 @@ def _ctrl_c() -> Iterator[Callable[[], bool]]:
 def _facts(bundle: Bundle, is_checked: bool) -> list[tuple[str, str]]:
     """What the manifest says, as pairs of name and value."""
     manifest = bundle.manifest
-    model, shapes, quantise, origin = (
-        manifest.model,
-        manifest.recipe.shapes,
-        manifest.recipe.quantise,
-        manifest.provenance,
-    )
-    mixers = [sum(layer.attention is not None for layer in model.layers), len(model.layers)]
+    recipe, model, origin = manifest.recipe, manifest.model, manifest.provenance
+    shapes, quantise = recipe.shapes, recipe.quantise
+    num_attention = sum(layer.attention is not None for layer in model.layers)
+    source = " ".join(filter(None, (origin.repository or "local", origin.revision)))
     rows = [
         ("bundle", f"{manifest.name} version {manifest.version}"),
         ("digest", f"sha256 {bundle.digest}"),
         ("signature", _signature(bundle, is_checked)),
-        ("model", f"{model.architecture}, {mixers[1]} layers ({mixers[0]} with attention), hidden {model.hidden}"),
+        (
+            "model",
+            f"{model.architecture}, {len(model.layers)} layers ({num_attention} with attention), hidden {model.hidden}",
+        ),
         ("vocabulary", f"{model.vocab}, end of answer {', '.join(map(str, model.eos)) or 'none'}"),
-        ("recipe", f"{manifest.recipe.name}: {quantise.method}, group {quantise.group_size}, head {quantise.head}"),
+        ("recipe", f"{recipe.name}: {quantise.method}, group {quantise.group_size}, head {quantise.head}"),
         ("shapes", f"capacity {shapes.capacity}, slots {shapes.slots}, chunk {shapes.chunk}"),
         ("target", f"{manifest.target.id}: {manifest.target.board.name}, {manifest.target.stack.name}"),
         ("ops", ", ".join(f"{name} {version}" for name, version in sorted(manifest.ops.items())) or "none"),
         ("golden", f"{len(manifest.golden)} prompts, {sum(len(case.tokens) for case in manifest.golden)} tokens"),
-        (
-            "checkpoint",
-            f"{origin.repository or 'local'} {origin.revision or ''}".rstrip() + f", {len(origin.files)} files",
-        ),
+        ("checkpoint", f"{source}, {len(origin.files)} files"),
         ("written by", origin.tool),
     ]
     rows += [(f"report: {name}", f"{value:.6g}") for name, value in sorted(manifest.report.items())]

@@ -34,7 +34,7 @@ class Attention:
         return (self.heads * (2 if self.gate else 1) + 2 * self.kv_heads) * self.head_dim
 
     def validate(self) -> None:
-        if self.heads % self.kv_heads:
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ConfigError(f"heads: expected a multiple of kv_heads={self.kv_heads}, found {self.heads}")
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
             raise ConfigError(f"rotary_dim: expected even and at most {self.head_dim}, found {self.rotary_dim}")
@@ -61,7 +61,7 @@ class GatedDelta:
         return self.value_heads * self.value_dim
 
     def validate(self) -> None:
-        if self.value_heads % self.key_heads:
+        if self.key_heads < 1 or self.value_heads % self.key_heads:
             raise ConfigError(f"value_heads: expected a multiple of {self.key_heads}, found {self.value_heads}")
 
 

@@ -30,7 +30,7 @@ class Source:
         if not self.path or not self.path.isprintable():
             raise ConfigError(f"path: expected the path of a folder, found {self.path!r}")
         if self.repository is not None and not _REPOSITORY.fullmatch(self.repository):
-            raise ConfigError(f"repository: expected ORGANISATION/NAME, found {self.repository!r}")
+            raise ConfigError("repository: expected ORGANISATION/NAME, found another form; never an address or a token")
         if self.revision is not None and not _COMMIT.fullmatch(self.revision):
             raise ConfigError(f"revision: expected the 40 hexadecimal digits of a commit, found {self.revision!r}")
         if self.revision is not None and self.repository is None:

@@ -111,6 +111,10 @@ ATTACKS: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "one byte less in an entry": (_with(1, entry("model.data", bytes(1279)), drop=1), "of 1280 bytes, found"),
     "other bytes in an entry": (_changed(lambda raw: raw.replace(b"library", b"LIBRARY")), "expected SHA-256"),
     "manifest of 1 TB": (_with(0, entry("manifest.json", fields={SIZE: TERABYTE}), drop=1), "of at most 8388608 bytes"),
+    "manifest of 8 GiB": (
+        _with(0, entry("manifest.json", fields={SIZE: b"77777777777"}), drop=1),
+        "of at most 8388608 bytes",
+    ),
     "manifest of a negative size": (
         _with(0, entry("manifest.json", fields={SIZE: b"-0000000001"}), drop=1),
         "of at most 8388608 bytes",
@@ -250,7 +254,7 @@ def test_an_existing_name_is_left_alone(tmp_path: Path) -> None:
         unpack(tmp_path / "none.tar", tmp_path / "new", keys=None, supported=SUPPORTED)
 
 
-@pytest.mark.parametrize("content", [b"", bytes(1280), bytes(1281)])
+@pytest.mark.parametrize("content", [b"", bytes(1280), CONTENT["model.data"] + b"x"])
 def test_a_damaged_bundle_is_not_packed(content: bytes, tmp_path: Path) -> None:
     folder = made(tmp_path / "bundle")
     (folder / "model.data").write_bytes(content)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orinkit.bundle import FileEntry, write
+from orinkit.bundle import FileEntry, GoldenCase, write
 from orinkit.bundle.manifest import decode, encode
 from orinkit.errors import BundleError
 from toolkit.bundle.samples import CONTENT, Attacks, judged, made, manifest, staged
@@ -95,6 +95,7 @@ ATTACKS: Attacks = {
     "negative size": (_edited(lambda data: data["files"][0].update(size=-1)), "at least 0 bytes"),
     "size of 65 bits": (_edited(lambda data: data["files"][0].update(size=1 << 64)), "files[0]: size"),
     "short digest": (_edited(lambda data: data["files"][0].update(sha256="ab" * 31)), "64 hexadecimal digits"),
+    "long digest": (_edited(lambda data: data["files"][0].update(sha256="ab" * 33)), "64 hexadecimal digits"),
     "digest in capitals": (_edited(lambda data: data["files"][0].update(sha256="AB" * 32)), "64 hexadecimal digits"),
     "another digest": (_edited(lambda data: data["files"][0].update(sha256="ab" * 32)), "expected SHA-256 abab"),
     "another size": (_edited(lambda data: data["files"][0].update(size=1279)), "expected 1279 bytes, found 1280"),
@@ -171,6 +172,14 @@ def test_a_changed_byte_is_refused_or_makes_another_manifest(position: int, chan
     except BundleError:
         return
     assert found != FULL
+
+
+def test_no_manifest_is_written_that_is_too_large_to_read(tmp_path: Path) -> None:
+    folder = staged(tmp_path / "bundle")
+    long = dataclasses.replace(manifest(), golden=(GoldenCase("x" * (8 << 20), (1,), (2,), 0.0),))
+    with pytest.raises(BundleError, match="at most 8388608 bytes"):
+        write(folder, long)
+    assert not (folder / "manifest.json").exists()
 
 
 def test_the_manifest_depends_on_nothing_but_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

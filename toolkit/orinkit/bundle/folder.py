@@ -229,5 +229,6 @@ def check_digest(entry: FileEntry, size: int, digest: str) -> None:
 
 
 def portable(recipe: Recipe) -> Recipe:
+    """The recipe as a manifest holds it: without the folders in which the checkpoint lies on this host."""
     checkpoint = dataclasses.replace(recipe.checkpoint, path=PurePosixPath(recipe.checkpoint.path).name or ".")
     return dataclasses.replace(recipe, checkpoint=checkpoint)

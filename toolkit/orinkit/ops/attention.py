@@ -31,6 +31,14 @@ def rotate(x: Float32, cos: Float32, sin: Float32) -> Float32:
     return np.concatenate([first * c - second * s, second * c + first * s, rest], axis=-1)
 
 
+def _visible(positions: Array, rows: int, window: int) -> Array:
+    """bool [T, n]: which of the n rows in use the tokens at `positions` see, the last of them written."""
+    last = positions[-1]
+    held = last - (last - np.arange(min(last + 1, rows))) % rows
+    visible = held[None] <= positions[:, None]
+    return np.asarray(visible & (held[None] > positions[:, None] - window) if window else visible)
+
+
 def _attend(q: Float32, keys: Float32, values: Float32, visible: Array, scale: float, softcap: float) -> Float32:
     """q [T, Hq, D], keys and values [Hkv, n, D], visible [T, n] -> [T, Hq, D]."""
     tokens, heads, dim = q.shape
@@ -83,17 +91,12 @@ def reference(
         if slot < 0 or start == end:
             continue
         cache = kv_out[slot]
-        rows = cache.shape[2]
         positions = past + np.arange(end - start)
         c, s = cos[positions, : rotary_dim // 2], sin[positions, : rotary_dim // 2]
         written = np.stack([rotate(k[start:end], c, s), v[start:end]])  # [2, T, Hkv, D]
-        cache[:, :, positions % rows] = written.transpose(0, 2, 1, 3).astype(cache.dtype)
-        length = int(past + end - start)
-        held = length - 1 - (length - 1 - np.arange(min(length, rows))) % rows
-        visible = held[None] <= positions[:, None]
-        if window:
-            visible &= held[None] > positions[:, None] - window
-        keys, values = cache[:, :, : len(held)].astype(np.float32)
+        cache[:, :, positions % cache.shape[2]] = written.transpose(0, 2, 1, 3).astype(cache.dtype)
+        visible = _visible(positions, cache.shape[2], window)
+        keys, values = cache[:, :, : visible.shape[1]].astype(np.float32)
         out[start:end] = _attend(rotate(q[start:end], c, s), keys, values, visible, scale, softcap)
         if gate:
             out[start:end] *= sigmoid(gates[start:end])

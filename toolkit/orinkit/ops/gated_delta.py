@@ -34,6 +34,13 @@ def _normalise(x: Float32) -> Float32:
     return np.asarray(x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + L2_EPS), np.float32)
 
 
+def _convolve(past: Array, x: Float32, taps: Float32) -> tuple[Float32, Array]:
+    """silu of the causal convolution of x [T, channels] behind `past` [channels, width-1], and the next past."""
+    inputs = np.concatenate([past.astype(np.float32).T, x])
+    total = sum(inputs[j : j + len(x)] * taps[:, j] for j in range(taps.shape[1]))
+    return silu(np.asarray(total, np.float32)), inputs[len(x) :].T.astype(past.dtype)
+
+
 def _recur(q: Float32, k: Float32, v: Float32, g: Float32, beta: Float32, state: Float32) -> tuple[Float32, Float32]:
     """The rule, token by token: q, k [T, Hv, Dk], v [T, Hv, Dv], g, beta [T, Hv], state [Hv, Dk, Dv]."""
     out = np.empty_like(v)
@@ -69,7 +76,7 @@ def reference(
     tokens, channels = qkvz.shape[0], 2 * key_heads * key_dim + value_heads * value_dim
     wide = qkvz.astype(np.float32)
     b, a = np.split(ba.astype(np.float32), 2, axis=1)
-    weight, repeat = conv_weight.astype(np.float32), value_heads // key_heads
+    taps, repeat = conv_weight.astype(np.float32).reshape(channels, conv_width), value_heads // key_heads
     conv_out, rec_out = conv.copy(), rec.copy()
     gates = silu(wide[:, channels:].reshape(tokens, value_heads, value_dim))
     y = np.zeros_like(gates)
@@ -78,24 +85,21 @@ def reference(
             continue
         fresh = past == 0
         before = np.zeros_like(conv[slot]) if fresh else conv[slot]
-        inputs = np.concatenate([before.astype(np.float32).T, wide[start:end, :channels]])
-        count = end - start
-        c = silu(np.asarray(sum(inputs[j : j + count] * weight[:, j] for j in range(conv_width)), np.float32))
+        c, conv_out[slot] = _convolve(before, wide[start:end, :channels], taps)
         q, k, v = np.split(c, [key_heads * key_dim, 2 * key_heads * key_dim], axis=1)
-        q = _normalise(q.reshape(count, key_heads, key_dim)) / np.sqrt(np.float32(key_dim))
-        k = _normalise(k.reshape(count, key_heads, key_dim))
+        q = _normalise(q.reshape(-1, key_heads, key_dim)) / np.sqrt(np.float32(key_dim))
+        k = _normalise(k.reshape(-1, key_heads, key_dim))
         g = -np.exp(a_log) * np.logaddexp(np.float32(0), a[start:end] + dt_bias)
         state = np.zeros_like(rec[slot]) if fresh else rec[slot]
         mixed, rec_out[slot] = _recur(
             np.repeat(q, repeat, axis=1),
             np.repeat(k, repeat, axis=1),
-            v.reshape(count, value_heads, value_dim),
+            v.reshape(-1, value_heads, value_dim),
             g,
             sigmoid(b[start:end]),
             state,
         )
         y[start:end] = rms_norm(mixed, norm, norm_eps) * gates[start:end]
-        conv_out[slot] = inputs[count:].T.astype(conv.dtype)
     return y.reshape(tokens, value_heads * value_dim).astype(qkvz.dtype), conv_out, rec_out
 
 

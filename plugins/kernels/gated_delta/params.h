@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+namespace orin {
+
+constexpr int kChunk = 64;     // tokens of one sequence that the chunked kernels take together
+constexpr int kConvTaps = 4;   // width of the convolution; its state holds the last 3 inputs
+
+// T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N chunk places (chunk_places).
+struct GatedDeltaParams {
+  const void* qkvz;         // float16 [T, channels + Hv D]
+  const void* ba;           // float16 [T, 2 Hv]: b, then a
+  const void* conv_weight;  // float16 [channels, 4]
+  const float* a_log;       // [Hv]
+  const float* dt_bias;     // [Hv]
+  const float* norm;        // [D]
+  void* conv;               // float16 [S, channels, 3], oldest input first
+  float* rec;               // [S, Hv, D, D]
+  const int* cu_seqlens;    // [B + 1]
+  const int* past_lens;     // [B]
+  const int* slots;         // [B]
+  void* y;                  // float16 [T, Hv D]
+  float* rec_steps;         // [T, Hv, D, D] or null: the recurrent state after each token
+  void* conv_steps;         // float16 [T, channels, 3] or null: the convolution's state after each token
+  unsigned* semaphores;     // [B, Hk], zero between launches
+  int tokens;
+  int sequences;
+  int key_heads;
+  int value_heads;
+  float norm_eps;
+
+  // Workspace of the chunked kernels. A chunk's rows beyond its tokens are zero.
+  void* q;       // float16 [N, Hk, 64, D], unit length
+  void* k;       // float16 [N, Hk, 64, D], unit length
+  void* v;       // float16 [N, Hv, 64, D]
+  void* t;       // float16 [N, Hv, 64, 64]: (I + L)^-1 diag(beta)
+  float* decay;  // [N, Hv, 3, 64]: G, exp(G), exp(G_last - G)
+  void* delta;   // float16 [N, Hv, 64 D]: what each token adds to the state, in fragment order
+  void* states;  // float16 [N, Hv, D D]: the state before each chunk, in fragment order
+};
+
+struct RestoreParams {
+  const void* rec_steps;
+  const void* conv_steps;
+  void* rec;
+  void* conv;
+  const int* cu_seqlens;
+  const int* slots;
+  const int* accepted;  // [B], 1 .. tokens of the sequence
+  int rec_vectors;      // 16-byte vectors of one slot's recurrent state
+  int conv_vectors;     // and of its convolution's state
+};
+
+// Chunks of sequence b lie at places cu_seqlens[b] / 64 + b and following: no prefix sum is needed, and since
+// floor((c + n) / 64) + 1 >= floor(c / 64) + ceil(n / 64) no two sequences meet. Tokens behind the last sequence count as
+// one more, padded sequence.
+constexpr int chunk_places(int tokens, int sequences) { return tokens / kChunk + sequences + 1; }
+
+}  // namespace orin

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the INT4 GEMM kernels share: reading the kernel layout (drawn in toolkit/orinkit/int4.py), dequantising into
+// tensor-core fragments, and what follows the product.
+#pragma once
+
+#include "common/ptx.cuh"
+#include "kernels/int4_gemm/params.h"
+
+namespace orin {
+
+// 4 or 8 bytes from global to shared memory; zeros where `valid` is false.
+template <int kBytes>
+__device__ __forceinline__ void cp_async(void* to, const void* from, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(to)), "l"(from), "n"(kBytes),
+               "r"(valid ? kBytes : 0));
+}
+
+// One stripe (8 rows of W, fewer at the end) and one chunk (128 columns, fewer at the end) of it.
+template <int kGroup>
+struct Piece {
+  static constexpr int kGroups = kChunkColumns / kGroup;           // groups of a chunk
+  static constexpr int kZeroPairs = kGroups > 2 ? kGroups / 2 : 1;  // bytes of zero points of a row in a chunk
+
+  int rows;    // 1..8
+  int words;   // of 8 nibbles that each of 4 lanes holds of a row: 1..4
+  int groups;  // that the chunk has: 0..kGroups
+  const char* weight;
+  const char* scales;
+  const char* zeros;
+
+  __device__ Piece(const Int4GemmParams& p, int stripe, int chunk) {
+    const int all_groups = p.k / kGroup;
+    rows = min(kStripeRows, p.n - stripe * kStripeRows);
+    words = min(4, p.k / 32 - 4 * chunk);
+    groups = min(kGroups, all_groups - chunk * kGroups);
+    weight = static_cast<const char*>(p.weight) + size_t(stripe) * 4 * p.k + rows * 64 * chunk;
+    scales =
+        static_cast<const char*>(p.scales) + (size_t(stripe) * kStripeRows * all_groups + chunk * kGroups * rows) * 2;
+    zeros = static_cast<const char*>(p.zeros) + size_t(stripe) * kStripeRows * ((all_groups + 1) / 2) +
+            chunk * kGroups / 2 * rows;
+  }
+
+  __device__ bool is_whole() const { return rows == kStripeRows && words == 4; }
+
+  // The nibbles of lane (row lane / 4) of a ragged piece; absent ones are 0 and meet zeros of x.
+  __device__ uint4 ragged_weight(int lane) const {
+    uint4 w = {0, 0, 0, 0};
+    if (lane / 4 < rows) {
+      const uint32* from = reinterpret_cast<const uint32*>(weight) + lane * words;
+      w.x = from[0];
+      if (words > 1) w.y = from[1];
+      if (words > 2) w.z = from[2];
+      if (words > 3) w.w = from[3];
+    }
+    return w;
+  }
+
+  __device__ half ragged_scale(int group, int row) const {
+    return group < groups && row < rows ? reinterpret_cast<const half*>(scales)[group * rows + row] : half(0.f);
+  }
+
+  __device__ unsigned char ragged_zeros(int pair, int row) const {
+    const bool is_there = 2 * pair < groups && row < rows;
+    return is_there ? reinterpret_cast<const unsigned char*>(zeros)[pair * rows + row] : 0;
+  }
+};
+
+__device__ __forceinline__ uint32 bits(half2 v) { return *reinterpret_cast<uint32*>(&v); }
+__device__ __forceinline__ half2 halves(uint32 v) { return *reinterpret_cast<half2*>(&v); }
+
+// A nibble q lies in the mantissa of 1024 (low) or, 16 times as large, of 1024 again (high): 0x6400 | q = 1024 + q and
+// 0x6400 | q << 4 = 1024 + 16 q. Subtracting 1024 + z, and 64 + z after dividing by 16, leaves q - z exactly.
+struct ZeroPoint {
+  half2 low;   // -(1024 + z), twice
+  half2 high;  // -(64 + z), twice
+
+  __device__ explicit ZeroPoint(uint32 z = 8) {
+    const uint32 negative = 0xe400e400 | z | z << 16;  // -(1024 + z)
+    low = halves(negative);
+    high = __hadd2(low, halves(0x63806380));  // + 960
+  }
+};
+
+// b[j] = (q[2j] - z, q[2j+1] - z) of the eight neighbouring columns of a word; its nibbles lie in bit-reversed order.
+__device__ __forceinline__ void dequantise(uint32 word, const ZeroPoint& zero, uint32 (&b)[4]) {
+  constexpr int kAndOr = (0xf0 & 0xcc) | 0xaa;
+  const half2 sixteenth = halves(0x2c002c00);
+  const uint32 upper = word >> 8;
+  b[0] = bits(__hadd2(halves(lop3<kAndOr>(word, 0x000f000f, 0x64006400)), zero.low));
+  b[1] = bits(__hadd2(halves(lop3<kAndOr>(upper, 0x000f000f, 0x64006400)), zero.low));
+  b[2] = bits(__hfma2(halves(lop3<kAndOr>(word, 0x00f000f0, 0x64006400)), sixteenth, zero.high));
+  b[3] = bits(__hfma2(halves(lop3<kAndOr>(upper, 0x00f000f0, 0x64006400)), sixteenth, zero.high));
+}
+
+__device__ __forceinline__ float silu(float v) { return v / (1.f + __expf(-v)); }
+
+// Bias, activation, residual and the store of columns `column` (even) and column + 1 of one token. A skipped row of
+// the output is zero.
+__device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int column, float a, float b) {
+  if (column >= p.n) return;
+  const bool has_b = column + 1 < p.n;
+  if (p.bias) {
+    const half* bias = static_cast<const half*>(p.bias) + column;
+    a += __half2float(bias[0]);
+    if (has_b) b += __half2float(bias[1]);
+  }
+  const bool is_skipped = p.rows && p.rows[token] < 0;
+  const size_t width = p.swiglu ? p.n / 2 : p.n;
+  const size_t at = token * width + (p.swiglu ? column / 2 : column);
+  const half* residual = static_cast<const half*>(p.residual) + at;
+  if (p.swiglu) {
+    a = silu(a) * b;
+    if (p.residual) a += __half2float(residual[0]);
+    if (is_skipped) a = 0.f;
+    if (p.float32_output) {
+      static_cast<float*>(p.y)[at] = a;
+    } else {
+      static_cast<half*>(p.y)[at] = __float2half_rn(a);
+    }
+    return;
+  }
+  const bool is_pair = p.n % 2 == 0;  // an odd n puts every other row off the alignment of pairs
+  if (p.residual) {
+    if (is_pair) {
+      const float2 r = __half22float2(*reinterpret_cast<const half2*>(residual));
+      a += r.x;
+      b += r.y;
+    } else {
+      a += __half2float(residual[0]);
+      if (has_b) b += __half2float(residual[1]);
+    }
+  }
+  if (is_skipped) a = b = 0.f;
+  if (p.float32_output) {
+    float* y = static_cast<float*>(p.y) + at;
+    if (is_pair) {
+      *reinterpret_cast<float2*>(y) = make_float2(a, b);
+    } else {
+      y[0] = a;
+      if (has_b) y[1] = b;
+    }
+  } else {
+    half* y = static_cast<half*>(p.y) + at;
+    if (is_pair) {
+      *reinterpret_cast<half2*>(y) = __floats2half2_rn(a, b);
+    } else {
+      y[0] = __float2half_rn(a);
+      if (has_b) y[1] = __float2half_rn(b);
+    }
+  }
+}
+
+// The last of the blocks that share an output tile adds up what all of them left in `partials`, always in the order of
+// the splits, so that the result does not depend on who comes last. The semaphore is zero again afterwards.
+__device__ __forceinline__ bool is_last_split(const Int4GemmParams& p, int tile) {
+  __threadfence();
+  __syncthreads();
+  __shared__ int arrived;
+  if (threadIdx.x == 0) {
+    arrived = atomicAdd(p.semaphores + tile, 1);
+    if (arrived == p.splits - 1) p.semaphores[tile] = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return arrived == p.splits - 1;
+}
+
+__device__ __forceinline__ void keep_partial(const Int4GemmParams& p, int split, int token, int column, float a,
+                                             float b) {
+  if (column >= p.n) return;
+  float* to = p.partials + (size_t(split) * p.tokens + token) * p.n + column;
+  if (p.n % 2 == 0) {
+    *reinterpret_cast<float2*>(to) = make_float2(a, b);
+  } else {
+    to[0] = a;
+    if (column + 1 < p.n) to[1] = b;
+  }
+}
+
+__device__ __forceinline__ void finish_splits(const Int4GemmParams& p, int token, int column) {
+  if (column >= p.n) return;
+  float a = 0.f, b = 0.f;
+  for (int split = 0; split < p.splits; ++split) {
+    const float* from = p.partials + (size_t(split) * p.tokens + token) * p.n + column;
+    if (p.n % 2 == 0) {
+      const float2 v = __ldcg(reinterpret_cast<const float2*>(from));
+      a += v.x;
+      b += v.y;
+    } else {
+      a += __ldcg(from);
+      if (column + 1 < p.n) b += __ldcg(from + 1);
+    }
+  }
+  finish(p, token, column, a, b);
+}
+
+}  // namespace orin

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// What goes before the INT4 GEMM: rows of x gathered and normalised for many tokens, and, once at load time, the
+// canonical weights permuted to the kernel layout (drawn in toolkit/orinkit/int4.py).
+#include "kernels/int4_gemm/int4.cuh"
+
+using namespace orin;
+
+namespace {
+
+constexpr int kSegment = 256;  // columns that one warp sums: cut as in int4_gemm_few.cu, so both paths agree
+
+}  // namespace
+
+// One block of 256 threads per token.
+extern "C" __global__ void __launch_bounds__(256) int4_gemm_norm_rows(NormRowsParams p) {
+  extern __shared__ float sums[];  // one per segment
+  const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row = p.rows ? p.rows[token] : token;
+  uint4* y = reinterpret_cast<uint4*>(static_cast<half*>(p.y) + size_t(token) * p.k);
+  if (row < 0) {
+    for (int i = threadIdx.x; i < p.k / 8; i += blockDim.x) y[i] = uint4{0, 0, 0, 0};
+    return;
+  }
+  const uint4* x = reinterpret_cast<const uint4*>(static_cast<const half*>(p.x) + size_t(row) * p.k);
+  if (!p.norm) {
+    for (int i = threadIdx.x; i < p.k / 8; i += blockDim.x) y[i] = x[i];
+    return;
+  }
+  const int segments = (p.k + kSegment - 1) / kSegment;
+  for (int segment = warp; segment < segments; segment += 8) {
+    const int i = segment * (kSegment / 8) + lane;
+    const uint4 v = i < p.k / 8 ? x[i] : uint4{0, 0, 0, 0};
+    float sum = 0.f;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = __half22float2(halves((&v.x)[j]));
+      sum += pair.x * pair.x + pair.y * pair.y;
+    }
+    for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    if (lane == 0) sums[segment] = sum;
+  }
+  __syncthreads();
+  float total = 0.f;
+  for (int i = 0; i < segments; ++i) total += sums[i];
+  const float scale = rsqrtf(total / p.k + p.norm_eps);
+  for (int i = threadIdx.x; i < p.k / 8; i += blockDim.x) {
+    uint4 v = x[i];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 pair = __half22float2(halves((&v.x)[j]));
+      const float2 w = *reinterpret_cast<const float2*>(p.norm + 8 * i + 2 * j);
+      (&v.x)[j] = bits(__floats2half2_rn(pair.x * scale * w.x, pair.y * scale * w.y));
+    }
+    y[i] = v;
+  }
+}
+
+namespace {
+
+// Bit-reversed order: position i of a word holds column reverse(i).
+__device__ uint32 permute_nibbles(uint32 word) {
+  uint32 out = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int from = (i & 1) << 2 | (i & 2) | i >> 2;
+    out |= (word >> (4 * from) & 15) << (4 * i);
+  }
+  return out;
+}
+
+// `from` [n, columns] to stripes [columns][8 rows]; the last stripe has the rows that are left.
+template <typename T>
+__device__ void interleave_rows(const void* from, void* to, int n, int columns) {
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n * columns; i += gridDim.x * blockDim.x) {
+    const int stripe = i / (kStripeRows * columns);
+    const int rows = min(kStripeRows, n - stripe * kStripeRows);
+    const int inside = i - stripe * kStripeRows * columns;
+    const int row = stripe * kStripeRows + inside % rows;
+    static_cast<T*>(to)[i] = static_cast<const T*>(from)[size_t(row) * columns + inside / rows];
+  }
+}
+
+}  // namespace
+
+// One thread per word of 8 nibbles of the result; needs n * k / 8 < 2^31.
+extern "C" __global__ void __launch_bounds__(256) int4_gemm_layout(Int4LayoutParams p) {
+  const int row_words = p.k / 8;
+  const uint32* from = static_cast<const uint32*>(p.weight);
+  uint32* to = static_cast<uint32*>(p.weight_out);
+  for (long long i = blockIdx.x * blockDim.x + threadIdx.x; i < static_cast<long long>(p.n) * row_words;
+       i += gridDim.x * blockDim.x) {
+    const int stripe = static_cast<int>(i / (kStripeRows * row_words));
+    const int rows = min(kStripeRows, p.n - stripe * kStripeRows);
+    int inside = static_cast<int>(i - static_cast<long long>(stripe) * kStripeRows * row_words);
+    const int chunk = inside / (rows * 16);
+    inside -= chunk * rows * 16;
+    const int words = min(4, row_words / 4 - 4 * chunk);  // per lane; 4 lanes hold a row's part of the chunk
+    const int row = inside / (4 * words), lane = inside / words % 4, word = inside % words;
+    to[i] = permute_nibbles(from[size_t(stripe * kStripeRows + row) * row_words + chunk * 16 + word * 4 + lane]);
+  }
+  interleave_rows<unsigned short>(p.scales, p.scales_out, p.n, p.groups);
+  if (p.zeros) interleave_rows<unsigned char>(p.zeros, p.zeros_out, p.n, (p.groups + 1) / 2);
+}

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two programs as a user runs them: real processes over files of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from orinkit_export.checkpoint import WEIGHTS, Checkpoint
+from orinkit_export.safetensors import DTYPES, SafetensorsFile
+
+ROOT = Path(__file__).parents[1]
+DEMO, TARGET = ROOT / "recipes/demo.yaml", ROOT / "targets/host.yaml"
+CHECKPOINT = ROOT / "tests/data/demo-model"
+PLAIN = {
+    "name": "plain",
+    "checkpoint": {"path": "checkpoint"},
+    "shapes": {"capacity": 64, "slots": 2, "chunk": 32},
+    "golden": {"prompts": ["ROMEO:"], "tokens": 4},
+}
+"""A recipe for a copy of the demo's checkpoint that is soon verified."""
+OPEN = {"orin-export": "orinkit_export.cli", "orin-run": "orinkit.cli"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def command(program: str, *arguments: str | Path) -> list[str]:
+    """What starts a program, whether it is installed or not, and even where SIGINT is ignored."""
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from {OPEN[program]} import main"
+    return [sys.executable, "-c", f"{code}; main(prog_name={program!r})", *map(str, arguments)]
+
+
+def run(
+    program: str, *arguments: str | Path, cwd: Path | None = None, wrapper: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end; `wrapper` is a command that runs it."""
+    return subprocess.run(
+        [*wrapper, *command(program, *arguments)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+
+
+def succeed(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
+    """What a verb that must succeed writes to standard output."""
+    done = run(program, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_recipe(path: Path, **changes: Any) -> Path:
+    """`PLAIN` with changes at its top level, as a file."""
+    path.write_text(yaml.safe_dump(PLAIN | changes), encoding="utf-8")
+    return path
+
+
+def desk(folder: Path) -> Path:
+    """A folder with `recipe.yaml` and a copy of the demo's checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(CHECKPOINT, folder / "checkpoint")
+    write_recipe(folder / "recipe.yaml")
+    return folder
+
+
+def tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:
+    """Everything that a checkpoint of one file holds, as stored."""
+    opened = Checkpoint.open(checkpoint, allow_nonfinite=True)
+    return {name: opened.read_stored(name) for name in sorted(opened.names)}
+
+
+def overwrite(checkpoint: Path, name: str, value: float, index: Any = ...) -> None:
+    """Set a tensor of a checkpoint of one file, or what `index` chooses of it, to a number."""
+    file = SafetensorsFile.open(checkpoint / WEIGHTS)
+    entry = file.entries[name]
+    array = np.memmap(file.path, DTYPES[entry.dtype], "r+", entry.begin, entry.shape)
+    array[index] = value
+    array.flush()
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Everything in a folder with what tells that it was not touched: inode, size and time of change."""
+    found = {path.relative_to(folder).as_posix(): path.lstat() for path in folder.rglob("*")}
+    return {name: (info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found.items()}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file in a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
