@@ -72,6 +72,15 @@ struct alignas(16) Eight {
   half2 v[4];
 };
 
+// Column 8 * `chunk` of head `head` of one token of qkv.
+template <int D>
+__device__ __forceinline__ Eight load_qkv(const AttentionParams& p, int token, int head, int chunk) {
+  const size_t width = size_t(p.heads * (1 + p.gate) + 2 * p.kv_heads) * D;
+  const half* from = static_cast<const half*>(p.qkv) + token * width + head * D + 8 * chunk;
+  const uint4 raw = __ldg(reinterpret_cast<const uint4*>(from));
+  return *reinterpret_cast<const Eight*>(&raw);
+}
+
 __device__ __forceinline__ void unpack(const Eight& from, float (&x)[8]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -88,7 +97,7 @@ __device__ __forceinline__ Eight pack(const float (&x)[8]) {
 }
 
 __device__ __forceinline__ void load8(const float* from, float (&x)[8]) {
-  const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+  const float4 a = __ldg(reinterpret_cast<const float4*>(from)), b = __ldg(reinterpret_cast<const float4*>(from + 4));
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
 
@@ -132,12 +141,8 @@ __device__ __forceinline__ void norm_and_rotate(const AttentionParams& p, float 
 template <int D>
 __device__ __forceinline__ Eight query_row(const AttentionParams& p, const Sequence& s, int token, int head, int chunk,
                                            bool is_row) {
-  const size_t width = size_t(p.heads * (1 + p.gate) + 2 * p.kv_heads) * D;
   Eight raw{};
-  if (is_row && chunk < RowGroup<D>::kUsed) {
-    raw = *reinterpret_cast<const Eight*>(static_cast<const half*>(p.qkv) + (s.begin + token) * width + head * D +
-                                          8 * chunk);
-  }
+  if (is_row && chunk < RowGroup<D>::kUsed) raw = load_qkv<D>(p, s.begin + token, head, chunk);
   float x[8];
   unpack(raw, x);
   norm_and_rotate<D>(p, x, p.q_norm, s.past + (is_row ? token : 0), chunk);
@@ -151,13 +156,9 @@ __device__ __forceinline__ Eight append_row(const AttentionParams& p, const Sequ
                                             bool is_value, int chunk, bool is_row, bool writes) {
   using Group = RowGroup<D>;
   const int head = p.heads * (1 + p.gate) + (is_value ? p.kv_heads : 0) + h;
-  const size_t width = size_t(p.heads * (1 + p.gate) + 2 * p.kv_heads) * D;
   const bool is_used = is_row && chunk < Group::kUsed;
   Eight raw{};
-  if (is_used) {
-    raw = *reinterpret_cast<const Eight*>(static_cast<const half*>(p.qkv) + (s.begin + token) * width + head * D +
-                                          8 * chunk);
-  }
+  if (is_used) raw = load_qkv<D>(p, s.begin + token, head, chunk);
   float x[8], rotated[8];
   unpack(raw, x);
   unpack(raw, rotated);
@@ -209,13 +210,17 @@ __device__ __forceinline__ void fetch(const CacheHead& cache, void* to, int posi
   constexpr int kSteps = (kRows * kChunks + kThreads - 1) / kThreads;
   const char* from = static_cast<const char*>(cache.rows);
   char* target = static_cast<char*>(to);
+  const bool is_plain = position >= oldest && position + kRows <= end && row + kRows <= capacity;
 #pragma unroll
   for (int i = 0; i < kSteps; ++i) {
     const int index = thread + i * kThreads, r = index / kChunks, chunk = index % kChunks;
     if (kRows * kChunks % kThreads && index >= kRows * kChunks) break;
+    bool is_held = true;
     int source = row + r;
-    while (source >= capacity) source -= capacity;
-    const bool is_held = position + r >= oldest && position + r < end;
+    if (!is_plain) {
+      while (source >= capacity) source -= capacity;
+      is_held = position + r >= oldest && position + r < end;
+    }
     cp_async16(target + r * kStride + 16 * chunk, from + size_t(source) * kBytes + 16 * chunk, is_held);
   }
   if (kInt8 && thread < kRows) {

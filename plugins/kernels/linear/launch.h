@@ -9,8 +9,9 @@
 // nothing.
 #define ORIN_LINEAR_FIELDS(P, I, F)                                                                               \
   P(x)                                                                                                            \
-  P(weight) P(scale) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) I(tokens) I(outputs) I(n) I(k) I(bits) \
-      I(swiglu) I(float32_output) F(norm_eps)
+  P(weight)                                                                                                       \
+  P(scale) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) I(tokens) I(outputs) I(n) I(k) I(bits) I(swiglu) \
+      I(float32_output) F(norm_eps)
 
 ORIN_ABI(Linear, linear, ORIN_LINEAR_FIELDS)
 

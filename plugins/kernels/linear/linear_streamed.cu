@@ -175,9 +175,9 @@ __device__ void streamed(const LinearParams& p) {
 
 }  // namespace
 
-#define STREAMED(name, Weight, kTiles, kWarpsK, kDepth, kTokens)                 \
-  extern "C" __global__ void __launch_bounds__(kThreads) name(LinearParams p) { \
-    streamed<Weight, kTiles, kWarpsK, kDepth, kTokens>(p);                      \
+#define STREAMED(name, Weight, kTiles, kWarpsK, kDepth, kTokens)                   \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(LinearParams p) { \
+    streamed<Weight, kTiles, kWarpsK, kDepth, kTokens>(p);                         \
   }
 
 STREAMED(linear_narrow_float16_8, Float16, 1, 8, 2, 8)

@@ -16,18 +16,19 @@ namespace {
 constexpr int kStep = 64, kChunks = kStep / 8;
 
 template <int kTile>
-struct Shape;  // kWarpsM x kWarpsN warps, each with kTile / kWarpsM tokens and kTile / kWarpsN columns of y
+struct Shape;  // kWarpsM x kWarpsN warps, each with kTile / kWarpsM tokens and kTile / kWarpsN columns of y; the blocks
+               // that shared memory lets onto an SM of Orin
 template <>
 struct Shape<128> {
-  static constexpr int kWarpsM = 2, kWarpsN = 4, kStages = 3;
+  static constexpr int kWarpsM = 2, kWarpsN = 4, kStages = 3, kBlocks = 1;
 };
 template <>
 struct Shape<64> {
-  static constexpr int kWarpsM = 2, kWarpsN = 2, kStages = 4;
+  static constexpr int kWarpsM = 2, kWarpsN = 2, kStages = 4, kBlocks = 2;
 };
 template <>
 struct Shape<32> {
-  static constexpr int kWarpsM = 2, kWarpsN = 1, kStages = 5;
+  static constexpr int kWarpsM = 2, kWarpsN = 1, kStages = 5, kBlocks = 3;
 };
 
 __device__ __forceinline__ half* place(half* rows, int row, int chunk) {
@@ -168,7 +169,8 @@ struct Tiled {
 }  // namespace
 
 #define TILED(name, kTile, is_int8)                                                                    \
-  extern "C" __global__ void __launch_bounds__(Tiled<kTile, is_int8>::kThreads) name(LinearParams p) { \
+  extern "C" __global__ void __launch_bounds__(Tiled<kTile, is_int8>::kThreads, Shape<kTile>::kBlocks) \
+      name(LinearParams p) {                                                                           \
     extern __shared__ uint4 shared[];                                                                  \
     Tiled<kTile, is_int8>(p, reinterpret_cast<half*>(shared)).run();                                   \
   }
