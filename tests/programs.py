@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from orinkit_export.checkpoint import WEIGHTS, Checkpoint
-from orinkit_export.safetensors import DTYPES, SafetensorsFile
+from orinkit_export.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO, TARGET = ROOT / "recipes/demo.yaml", ROOT / "targets/host.yaml"
@@ -28,6 +27,7 @@ PLAIN = {
     "golden": {"prompts": ["ROMEO:"], "tokens": 4},
 }
 """A recipe for a copy of the demo's checkpoint that is soon verified."""
+PROGRESS = re.compile(r"(hash|quantise|bundle): .* in [\d.]+ s|verify: golden .*")
 OPEN = {"orin-export": "orinkit_export.cli", "orin-run": "orinkit.cli"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -74,13 +74,13 @@ def tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:
     return {name: opened.read_stored(name) for name in sorted(opened.names)}
 
 
-def overwrite(checkpoint: Path, name: str, value: float, index: Any = ...) -> None:
-    """Set a tensor of a checkpoint of one file, or what `index` chooses of it, to a number."""
-    file = SafetensorsFile.open(checkpoint / WEIGHTS)
-    entry = file.entries[name]
-    array = np.memmap(file.path, DTYPES[entry.dtype], "r+", entry.begin, entry.shape)
-    array[index] = value
-    array.flush()
+def refused(done: subprocess.CompletedProcess[str], says: Sequence[str], code: int) -> None:
+    """One line of error behind lines of progress, and nothing else."""
+    *before, line = done.stderr.splitlines()
+    assert line.startswith("error: "), done.stderr
+    assert [text for text in before if not PROGRESS.fullmatch(text)] == []
+    assert [words for words in says if words not in line] == [], line
+    assert (done.returncode, done.stdout) == (code, ""), line
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int, int]]:

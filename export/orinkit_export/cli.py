@@ -34,10 +34,11 @@ def build(
     """
     from orinkit import target as targets
     from orinkit_export import plan
-    from orinkit_export.build import build as make
 
     chosen = targets.read(target)
     planned = plan.read(recipe, checkpoint, allow_nonfinite)
+    from orinkit_export.build import build as make  # half a second, so after what can be refused at once
+
     folder = output or Path("build") / f"{planned.recipe.name}-{chosen.id}"
     done = make(planned, chosen, folder, key)
     total = sum(entry.size for entry in done.manifest.files)

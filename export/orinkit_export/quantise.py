@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights into the formats of the ops, block by block.
-
-INT4 is signed full range: the element m of largest magnitude of a group maps to -8, so s = m * p / (-8), and the
-shrink factor p is the one of least squared error. The scale is rounded to float16 before the integers are chosen.
-"""
+"""Weights into the formats of the ops, block by block."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -19,6 +13,7 @@ from numpy.typing import NDArray
 from orinkit import int4
 from orinkit.errors import ConfigError
 from orinkit.recipe import Recipe
+from orinkit_export.rounding import Rounder
 from orinkit_export.store import TensorWriter
 from orinkit_export.weights import Role, Weight
 
@@ -26,15 +21,9 @@ Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 Format = Literal["int4", "int8", "float16", "float32"]
 
-SHRINK = np.arange(67, 129) / 112
-"""Candidates of p, 0.6 to 8/7: p = 1 is plain full range and p = 8/7 is s = absmax/7, so neither is ever better."""
-
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 _LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MAX_FLOAT16, "float32": math.inf}
 """Largest magnitude that a format holds; scales are float16."""
-
-_CACHED = 1 << 18
-"""Weights searched at a time by one thread: with its temporaries a piece stays in the CPU's cache."""
 
 _INT8_BLOCK = 32
 """Columns of an int8 matrix come in multiples of this (the blocks of ONNX Runtime's 8-bit product)."""
@@ -59,8 +48,10 @@ def shares_head(recipe: Recipe, tied: bool) -> bool:
     return tied and format_of(recipe, "embedding") == format_of(recipe, "head")
 
 
-def store(writer: TensorWriter, weight: Weight, recipe: Recipe) -> None:
+def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> None:
     """Write `weight` in the format of its role: `X.weight` with `X.scales` (int4) or `X.scale` (int8), or as it is.
+
+    `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors.
 
     Raises ConfigError: a shape that the format does not fit, values that float16 cannot hold.
     """
@@ -71,7 +62,7 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe) -> None:
         return
     quantiser: Callable[[Float32], tuple[NDArray[np.int8], Float16]] = rtn_int8
     if kind == "int4":
-        quantiser = lambda block: rtn_int4(block, recipe.quantise.group_size)  # noqa: E731
+        quantiser = _int4(Rounder(recipe.quantise.group_size, gram, "gptq" in recipe.quantise.method))
     scales: list[Float16] = []
 
     def packed() -> Iterator[NDArray[np.int8]]:
@@ -114,41 +105,12 @@ def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:
     return (weight.name, *extra)
 
 
-def rtn_int4(weight: Float32, group_size: int) -> tuple[NDArray[np.int8], Float16]:
-    """Packed int8 [N, K/2] and float16 scales [N, K/G] of `weight` [N, K]; scales searched, all cores used."""
-    n, k = weight.shape
-    groups = int4.num_groups(k, group_size)
-    rows = max(1, _CACHED // k)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pieces = [weight[start : start + rows] for start in range(0, n, rows)]
-        scales = np.concatenate(
-            list(pool.map(lambda piece: search_scales(piece.reshape(-1, group_size)).reshape(-1, groups), pieces))
-        )
-        parts = zip(pieces, np.split(scales, range(rows, n, rows)), strict=True)
-        packed = list(pool.map(lambda part: int4.pack(int4.quantise(*part)), parts))
-    return np.concatenate(packed), scales
+def _int4(rounder: Rounder) -> Callable[[Float32], tuple[NDArray[np.int8], Float16]]:
+    def quantise(block: Float32) -> tuple[NDArray[np.int8], Float16]:
+        rounded = rounder(block)
+        return rounded.packed, rounded.scales
 
-
-def search_scales(groups: Float32) -> Float16:
-    """The float16 scale of every row of `groups` [M, G] with the least squared error over SHRINK; 1 for a zero row."""
-    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0].astype(np.float64)
-    best = np.full(len(groups), np.inf, np.float32)
-    scales = np.ones(len(groups), np.float16)
-    rounded = np.empty_like(groups)
-    for shrink in SHRINK:
-        candidate = (extreme * shrink / -8).astype(np.float16)
-        usable = candidate != 0
-        wide = np.where(usable, candidate, np.float16(1)).astype(np.float32)[:, None]
-        np.divide(groups, wide, out=rounded)
-        np.rint(rounded, out=rounded)
-        np.minimum(rounded, 7, out=rounded)
-        np.maximum(rounded, -8, out=rounded)
-        np.multiply(rounded, wide, out=rounded)
-        np.subtract(rounded, groups, out=rounded)
-        error = np.einsum("mg,mg->m", rounded, rounded)
-        better = usable & (error < best)
-        best[better], scales[better] = error[better], candidate[better]
-    return scales
+    return quantise
 
 
 def rtn_int8(weight: Float32) -> tuple[NDArray[np.int8], Float16]:

@@ -151,6 +151,14 @@ def test_every_cut_of_the_index(undisturbed: Path, tmp_path: Path) -> None:
         assert_same(folder, undisturbed)
 
 
+def test_bytes_behind_the_last_tensor_are_cut_off(undisturbed: Path, tmp_path: Path) -> None:
+    write_all(tmp_path)
+    with (tmp_path / DATA).open("ab") as file:
+        file.write(b"half a tensor")
+    write_all(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
 @pytest.mark.parametrize("data_bytes", [0, 1, 4095, 4200, 40000, 80000])
 def test_lost_bytes_are_written_again(data_bytes: int, undisturbed: Path, tmp_path: Path) -> None:
     """An index that says more than the data hold, as a power failure may leave it."""

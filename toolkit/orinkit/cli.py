@@ -259,7 +259,7 @@ def _facts(bundle: Bundle, is_checked: bool) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     recipe, model, origin = manifest.recipe, manifest.model, manifest.provenance
     shapes, quantise = recipe.shapes, recipe.quantise
-    num_attention = sum(layer.attention is not None for layer in model.layers)
+    layers = f"{len(model.layers)} layers ({sum(layer.attention is not None for layer in model.layers)} with attention)"
     source = " ".join(filter(None, (origin.repository or "local", origin.revision)))
     rows = [
         ("bundle", f"{manifest.name} version {manifest.version}"),
@@ -267,7 +267,7 @@ def _facts(bundle: Bundle, is_checked: bool) -> list[tuple[str, str]]:
         ("signature", _signature(bundle, is_checked)),
         (
             "model",
-            f"{model.architecture}, {len(model.layers)} layers ({num_attention} with attention), hidden {model.hidden}",
+            f"{model.architecture}, {layers}, hidden {model.hidden}",
         ),
         ("vocabulary", f"{model.vocab}, end of answer {', '.join(map(str, model.eos)) or 'none'}"),
         ("recipe", f"{recipe.name}: {quantise.method}, group {quantise.group_size}, head {quantise.head}"),
