@@ -24,10 +24,11 @@ PLAIN = {
     "name": "plain",
     "checkpoint": {"path": "checkpoint"},
     "shapes": {"capacity": 64, "slots": 2, "chunk": 32},
-    "golden": {"prompts": ["ROMEO:"], "tokens": 4},
+    "quantise": {"method": "rtn"},
+    "golden": {"prompts": ["ROMEO:", "Tom has 3 apples and buys"], "tokens": 4},
 }
 """A recipe for a copy of the demo's checkpoint that is soon verified."""
-PROGRESS = re.compile(r"(hash|quantise|bundle): .* in [\d.]+ s|verify: golden .*")
+PROGRESS = re.compile(r"\w+: .* in [\d.]+ s|verify: golden .*")
 OPEN = {"orin-export": "orinkit_export.cli", "orin-run": "orinkit.cli"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 

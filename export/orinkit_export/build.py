@@ -31,7 +31,7 @@ from orinkit.errors import BundleError, OrinError
 from orinkit.ops import VERSIONS
 from orinkit.runtime.steps import Stepper
 from orinkit.target import Target
-from orinkit_export import disk, graph, quantise, stages, store, verify
+from orinkit_export import disk, graph, prepare, quantise, stages, store, verify
 from orinkit_export.plan import Plan
 from orinkit_export.progress import Advance, progress, say
 
@@ -62,7 +62,7 @@ def build(plan: Plan, target: Target, output: Path, key: Path | None = None) -> 
             _replace(work / "bundle", output)
         elif key is not None:
             bundle.sign(output, key)
-        shutil.rmtree(work, ignore_errors=True)
+        stages.clear(work)
     return finished or Bundle.open(output, keys=None, supported=VERSIONS)
 
 
@@ -120,6 +120,7 @@ def _model_inputs(plan: Plan, provenance: Provenance) -> dict[str, Any]:
     return {
         "provenance": config.dump(provenance),
         "quantise": config.dump(plan.recipe.quantise),
+        "calibration": prepare.inputs(plan),
         "activations": plan.recipe.activations,
         "capacity": plan.recipe.shapes.capacity,
         "model": config.dump(plan.spec),
@@ -128,12 +129,11 @@ def _model_inputs(plan: Plan, provenance: Provenance) -> dict[str, Any]:
 
 def _model(plan: Plan, folder: Path) -> None:
     """Weights one by one, each written once; then the graph over them."""
-    chosen = plan.stored()
-    total = sum(math.prod(weight.shape) for weight in chosen)
+    total = sum(math.prod(weight.shape) for weight in plan.stored())
     with store.TensorWriter(folder) as writer, progress("quantise", total, "M weights", 1e6) as advance:
-        for weight in chosen:
+        for weight, gram in prepare.weights(plan, folder):
             if not set(quantise.names_of(weight, plan.recipe)) <= set(writer.entries):
-                quantise.store(writer, weight, plan.recipe)
+                prepare.record_error(folder, weight, quantise.store(writer, weight, plan.recipe, gram))
             advance(math.prod(weight.shape))
     for prefix, count in sorted(plan.unused().items()):
         say(f"not used: {prefix}.* ({count} tensors)")

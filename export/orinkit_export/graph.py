@@ -15,7 +15,7 @@ import onnx_ir as ir
 from orinkit.model import ModelSpec
 from orinkit.ops import DOMAIN
 from orinkit_export import bodies
-from orinkit_export.layers import attention_layer, embed, gated_delta_layer, head, mlp
+from orinkit_export.layers import embed, head, mixer, mlp
 from orinkit_export.nodes import OpNodes
 from orinkit_export.store import DATA, Entry
 
@@ -26,7 +26,11 @@ IR_VERSION = 10
 class GraphBuilder:
     """Values of the graph under construction: step inputs, states, initializers, nodes."""
 
-    def __init__(self, entries: Mapping[str, Entry], activations: str, eps: float) -> None:
+    def __init__(
+        self, entries: Mapping[str, Entry], activations: str, eps: float, *, weights_as_inputs: bool = False
+    ) -> None:
+        """Tensors of `entries` become initializers, or graph inputs where `weights_as_inputs`."""
+        self._weights_as_inputs = weights_as_inputs
         self.nodes = OpNodes()
         self.eps = eps
         self.activations = ir.DataType.from_numpy(np.dtype(activations))
@@ -56,9 +60,11 @@ class GraphBuilder:
 
     def weight(self, name: str) -> ir.Value:
         """A stored tensor as an initializer; asked for twice, it is the same one."""
+        entry = self._entries[name]
+        dtype = ir.DataType.from_numpy(np.dtype(entry.dtype))
+        if self._weights_as_inputs:
+            return self.inputs.get(name) or self.input(name, dtype, entry.shape)
         if name not in self._initializers:
-            entry = self._entries[name]
-            dtype = ir.DataType.from_numpy(np.dtype(entry.dtype))
             tensor = ir.ExternalTensor(DATA, entry.offset, entry.nbytes, dtype, shape=ir.Shape(entry.shape), name=name)
             self._initializers[name] = ir.Value(
                 name=name, shape=ir.Shape(entry.shape), type=ir.TensorType(dtype), const_value=tensor
@@ -73,11 +79,11 @@ class GraphBuilder:
         """The inputs by which ops with state find their sequences."""
         return self.inputs["cu_seqlens"], self.inputs["past_lens"], self.inputs["slots"]
 
-    def model(self, name: str, logits: ir.Value) -> ir.Model:
-        """The finished model; its outputs are the logits, then the states."""
+    def model(self, name: str, *outputs: ir.Value) -> ir.Model:
+        """The finished model; its outputs are `outputs`, then the states."""
         graph = ir.Graph(
             list(self.inputs.values()),
-            [logits, *self.state_outputs],
+            [*outputs, *self.state_outputs],
             nodes=self.nodes.nodes,
             initializers=list(self._initializers.values()),
             opset_imports={"": bodies.OPSET, DOMAIN: 1, bodies.MICROSOFT: 1},
@@ -101,14 +107,35 @@ def build(spec: ModelSpec, entries: Mapping[str, Entry], activations: str) -> ir
     builder = GraphBuilder(entries, activations, spec.norm_eps)
     hidden = embed(builder, spec)
     for index, layer in enumerate(spec.layers):
-        if layer.attention:
-            hidden = attention_layer(builder, index, layer.attention, hidden)
-        if layer.gated_delta:
-            hidden = gated_delta_layer(builder, index, layer.gated_delta, hidden)
-        hidden = mlp(builder, index, hidden)
+        hidden = mlp(builder, index, mixer(builder, index, layer, hidden))
     logits = head(builder, hidden)
     logits.name, logits.type, logits.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape(("R", spec.vocab))
     return builder.model(spec.architecture, logits)
+
+
+def single_layer(spec: ModelSpec, index: int, entries: Mapping[str, Entry]) -> ir.Model:
+    """One decoder layer in float32 with its weights as inputs, for calibration.
+
+    Inputs `hidden` [T, H], the step inputs that its mixer needs, states, weights. Outputs: `mixer` (input of the output
+    projection), `middle` (hidden rows between the blocks), `inner` (input of the down projection), `out`.
+    """
+    builder = GraphBuilder(entries, "float32", spec.norm_eps, weights_as_inputs=True)
+    hidden = builder.input("hidden", ir.DataType.FLOAT, ("T", spec.hidden))
+    middle = mixer(builder, index, spec.layers[index], hidden)
+    out = mlp(builder, index, middle)
+    by_name = {node.name: node.outputs[0] for node in builder.nodes.nodes}
+    kind = "attention" if spec.layers[index].attention else "gated_delta"
+    named = {
+        "mixer": by_name[f"layers.{index}.{kind}"],
+        "middle": middle,
+        "inner": by_name[f"layers.{index}.gate_up"],
+        "out": out,
+    }
+    for name, value in named.items():
+        value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
+    for name in ("input_ids", "logit_rows"):
+        del builder.inputs[name]
+    return builder.model("layer", *named.values())
 
 
 def save(model: ir.Model, path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from orinkit.model import Attention, GatedDelta, ModelSpec
+from orinkit.errors import GraphError
+from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
     from orinkit_export.graph import GraphBuilder
@@ -26,6 +27,15 @@ def embed(g: GraphBuilder, spec: ModelSpec) -> ir.Value:
         float32_output=int(g.activations == ir.DataType.FLOAT),
     )
     return y
+
+
+def mixer(g: GraphBuilder, index: int, layer: LayerSpec, hidden: ir.Value) -> ir.Value:
+    """The first half of a layer: hidden rows plus what its mixer makes of them."""
+    if layer.attention:
+        return attention_layer(g, index, layer.attention, hidden)
+    if layer.gated_delta:
+        return gated_delta_layer(g, index, layer.gated_delta, hidden)
+    raise GraphError(f"layers.{index}: expected a mixer, found none")
 
 
 def attention_layer(g: GraphBuilder, index: int, spec: Attention, hidden: ir.Value) -> ir.Value:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orinkit import recipe
 from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestError
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
-from orinkit_export import architectures, quantise
+from orinkit_export import architectures, calibrate, quantise
 from orinkit_export.checkpoint import Checkpoint
 from orinkit_export.safetensors import parse_object
 from orinkit_export.weights import Weight, Weights
@@ -30,6 +33,16 @@ class Plan:
     checkpoint: Checkpoint
     spec: ModelSpec
     tokenizer: Tokenizer
+    folder: Path
+    """Where the recipe lies; its calibration text is relative to it."""
+
+    def calibration_ids(self) -> NDArray[np.int32]:
+        """Token ids [sequences, tokens] of the calibration text. Raises ConfigError."""
+        return calibrate.sequences(self.recipe.calibration, self.folder, self.tokenizer)
+
+    def embedding(self) -> Weight:
+        """The embedding's rows."""
+        return next(weight for weight in self.stored() if weight.role == "embedding")
 
     def stored(self) -> list[Weight]:
         """The weights that the graph's data file holds, none read yet."""
@@ -60,7 +73,7 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
         )
     opened = Checkpoint.open(folder, allow_nonfinite)
     spec = architectures.model_spec(opened.text_config, _generation_config(opened))
-    plan = Plan(chosen, opened, spec, _tokenizer(opened, spec))
+    plan = Plan(chosen, opened, spec, _tokenizer(opened, spec), recipe_path.parent)
     if chosen.shapes.capacity > plan.spec.max_positions:
         raise ConfigError(
             f"{recipe_path}: shapes: capacity: expected at most the model's {plan.spec.max_positions} positions, "

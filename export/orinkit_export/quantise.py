@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from orinkit import int4
 from orinkit.errors import ConfigError
 from orinkit.recipe import Recipe
-from orinkit_export.rounding import Rounder
+from orinkit_export.rounding import Rounder, loss
 from orinkit_export.store import TensorWriter
 from orinkit_export.weights import Role, Weight
 
@@ -48,10 +48,11 @@ def shares_head(recipe: Recipe, tied: bool) -> bool:
     return tied and format_of(recipe, "embedding") == format_of(recipe, "head")
 
 
-def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> None:
+def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> float | None:
     """Write `weight` in the format of its role: `X.weight` with `X.scales` (int4) or `X.scale` (int8), or as it is.
 
-    `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors.
+    `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors; then the result is the
+    relative squared error of the outputs.
 
     Raises ConfigError: a shape that the format does not fit, values that float16 cannot hold.
     """
@@ -59,21 +60,29 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
     kind = format_of(recipe, weight.role)
     if kind in ("float16", "float32"):
         writer.write(weight.name, (block.astype(kind) for block in _checked_blocks(weight, kind)))
-        return
-    quantiser: Callable[[Float32], tuple[NDArray[np.int8], Float16]] = rtn_int8
-    if kind == "int4":
-        quantiser = _int4(Rounder(recipe.quantise.group_size, gram, "gptq" in recipe.quantise.method))
+        return None
+    rounder = Rounder(recipe.quantise.group_size, gram, "gptq" in recipe.quantise.method)
     scales: list[Float16] = []
+    lost = power = 0.0
 
     def packed() -> Iterator[NDArray[np.int8]]:
+        nonlocal lost, power
         for block in _checked_blocks(weight, kind):
-            values, block_scales = quantiser(block)
+            if kind == "int8":
+                values, block_scales = rtn_int8(block)
+            else:
+                rounded = rounder(block)
+                values, block_scales = rounded.packed, rounded.scales
+                if gram is not None:
+                    lost += loss(block, rounded.dequantised(), gram)
+                    power += loss(block, np.zeros_like(block), gram)
             scales.append(block_scales)
             yield values
 
     stem = weight.name.removesuffix(".weight")
     writer.write(weight.name, packed())
     writer.write(f"{stem}.{'scales' if kind == 'int4' else 'scale'}", scales)
+    return lost / power if power else None
 
 
 def check_shape(weight: Weight, recipe: Recipe) -> None:
@@ -105,14 +114,6 @@ def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:
     return (weight.name, *extra)
 
 
-def _int4(rounder: Rounder) -> Callable[[Float32], tuple[NDArray[np.int8], Float16]]:
-    def quantise(block: Float32) -> tuple[NDArray[np.int8], Float16]:
-        rounded = rounder(block)
-        return rounded.packed, rounded.scales
-
-    return quantise
-
-
 def rtn_int8(weight: Float32) -> tuple[NDArray[np.int8], Float16]:
     """int8 [N, K] and float16 scales [N]: s = absmax / 127 of each row, 1 for a zero row."""
     _check_int8(weight.shape[1])
@@ -132,7 +133,7 @@ def _check_int8(columns: int) -> None:
 def _checked_blocks(weight: Weight, kind: Format) -> Iterator[Float32]:
     for block in weight.blocks():
         largest = np.abs(block).max(initial=0)
-        if largest > _LARGEST[kind]:
+        if not largest <= _LARGEST[kind] and kind != "float32":  # NaN is not either
             raise ConfigError(
                 f"{weight.name}: expected magnitudes up to {_LARGEST[kind]:.6g} for {kind}, found {largest:.6g}; "
                 "choose a wider format, or check the checkpoint"

@@ -53,9 +53,15 @@ def _recorded(folder: Path) -> str | None:
 
 def _sync(folder: Path) -> None:
     """What a stage made lasts through a power cut before it has its name."""
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def clear(work: Path) -> None:
+    """Remove all stages, and not the lock: a folder without it is taken for somebody else's."""
+    for name in _names(work) - {LOCK}:
+        shutil.rmtree(work / name, ignore_errors=True)
 
 
 @contextmanager

@@ -22,12 +22,15 @@ SHAPES = sorted({shape for shapes in MODEL_SHAPES.values() for shape in shapes})
 
 
 def check(case: Case, kernels: KernelLibrary, stream: Any, **wishes: int) -> NDArray[Any]:
-    """Every row within tolerance, a second run and a replay equal bit for bit, semaphores left at zero."""
+    """Within tolerance, also row by row where rows are long enough for a norm to mean something; a second run and a
+    replay are equal bit for bit; semaphores are left at zero.
+    """
     wanted = expected(case)
     node = OnDevice(case, kernels, wanted, **wishes)
     found = node.result(stream)
+    assert relative_error(found, wanted) < RELATIVE_ERROR["float16"]
     for row, (a, b) in enumerate(zip(found, wanted, strict=True)):
-        assert relative_error(a, b) < RELATIVE_ERROR["float16"], f"row {row} of {len(wanted)}"
+        assert len(b) < 64 or relative_error(a, b) < RELATIVE_ERROR["float16"], f"row {row} of {len(wanted)}"
     assert np.array_equal(node.result(stream), found)
     assert np.array_equal(node.replayed(stream), found)
     assert not node.semaphores.read().any()
@@ -120,7 +123,9 @@ def test_a_token_that_is_not_finite_stays_alone(tokens: int, kernels: KernelLibr
 def test_a_token_does_not_depend_on_its_batch(few: int, more: int, kernels: KernelLibrary, stream: Any) -> None:
     """Within a bucket of token counts that share a kernel and an arrangement."""
     case = gemm(more, 7168, 1024, 128, "n")
-    fewer = Case(case.name, case.op_type, (case.inputs[0][:few], *case.inputs[1:]), case.attributes)  # type: ignore[index]
+    x = case.inputs[0]
+    assert x is not None
+    fewer = Case(case.name, case.op_type, (x[:few], *case.inputs[1:]), case.attributes)
     all_rows = OnDevice(case, kernels, expected(case)).result(stream)
     assert np.array_equal(OnDevice(fewer, kernels, all_rows[:few]).result(stream), all_rows[:few])
 
@@ -142,7 +147,7 @@ def test_layout_equals_int4_py(
     source = [None if array is None else gpu.Array(array) for array in canonical]
     out = [None if array is None else gpu.Array(np.full_like(array, -1)) for array in canonical]
     names = ("weight", "scales", "zeros", "weight_out", "scales_out", "zeros_out")
-    pointers = {name: a and a.pointer for name, a in zip(names, source + out, strict=True)}
+    pointers = {name: array and array.pointer for name, array in zip(names, source + out, strict=True)}
     arguments = kernels.arguments("int4_layout", **pointers, n=n, k=k, group_size=group)
     kernels.launch("int4_layout", arguments, stream.handle)
     stream.sync()

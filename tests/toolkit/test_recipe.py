@@ -7,7 +7,7 @@ import pytest
 
 from orinkit import config, recipe
 from orinkit.errors import ConfigError
-from orinkit.recipe import Golden, Quantise, Recipe, Shapes, Source
+from orinkit.recipe import Calibration, Golden, Quantise, Recipe, Shapes, Source
 
 DATA = Path(__file__).parents[1] / "data"
 INVALID = sorted(DATA.glob("invalid_recipe_*.yaml"))
@@ -32,8 +32,9 @@ def test_what_a_recipe_may_leave_out() -> None:
         name="demo",
         checkpoint=Source(path="../demo", repository=None, revision=None),
         shapes=Shapes(capacity=512, slots=4, chunk=512),
-        quantise=Quantise(method="rtn", group_size=128, head="int4", embedding="float16", gated_delta="int4"),
+        quantise=Quantise(method="awq+gptq", group_size=128, head="int4", embedding="float16", gated_delta="int4"),
         activations="float16",
+        calibration=Calibration(text=None, sequences=128, tokens=512),
         golden=Golden(),
     )
 

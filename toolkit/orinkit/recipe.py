@@ -41,8 +41,9 @@ class Source:
 class Quantise:
     """How weights are stored."""
 
-    method: Literal["none", "rtn"] = "rtn"
-    """`rtn` rounds each weight to the nearest of 16 levels; `none` keeps every matrix in the activation type, for
+    method: Literal["none", "rtn", "awq", "gptq", "awq+gptq"] = "awq+gptq"
+    """`rtn` rounds each weight to the nearest of 16 levels; `awq` first scales channels by what text activates; `gptq`
+    spreads rounding errors over the columns to come; `none` keeps every matrix in the activation type, for
     verification."""
     group_size: Literal[32, 64, 128] = 128
     """Weights along the inner dimension that share one scale: fewer are more exact, larger and slower."""
@@ -52,6 +53,21 @@ class Quantise:
     """With a tied head of the same format the two share one copy."""
     gated_delta: Literal["int4", "int8", "float16"] = "int4"
     """Large projections of gated-delta layers; their a/b projections always stay wide."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that activations are measured on; `rtn` and `none` need none."""
+
+    text: str | None = None
+    """A text file, a folder of them or JSON lines, relative to the recipe; without it, a text that orinkit brings."""
+    sequences: int = 128
+    tokens: int = 512
+    """Length of each sequence."""
+
+    def validate(self) -> None:
+        _check_range("sequences", self.sequences, 1, 4096)
+        _check_range("tokens", self.tokens, 16, 8192)
 
 
 @dataclass(frozen=True)
@@ -66,10 +82,9 @@ class Shapes:
     """Most tokens of one prefill step."""
 
     def validate(self) -> None:
-        for name, low, high in (("capacity", 16, 1 << 20), ("slots", 1, 256), ("chunk", 16, 8192)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name}: expected {low} to {high}, found {value}")
+        _check_range("capacity", self.capacity, 16, 1 << 20)
+        _check_range("slots", self.slots, 1, 256)
+        _check_range("chunk", self.chunk, 16, 8192)
         if self.chunk > self.capacity:
             raise ConfigError(f"chunk: expected at most the capacity of {self.capacity} tokens, found {self.chunk}")
 
@@ -86,8 +101,7 @@ class Golden:
     def validate(self) -> None:
         if not self.prompts or not all(self.prompts):
             raise ConfigError("prompts: expected at least one prompt and none of them empty; write a sentence")
-        if not 1 <= self.tokens <= 256:
-            raise ConfigError(f"tokens: expected 1 to 256, found {self.tokens}")
+        _check_range("tokens", self.tokens, 1, 256)
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ class Recipe:
     checkpoint: Source
     shapes: Shapes
     quantise: Quantise = field(default_factory=Quantise)
+    calibration: Calibration = field(default_factory=Calibration)
     activations: Literal["float16", "float32"] = "float16"
     """Type between ops; float32 is for verification on a host."""
     golden: Golden = field(default_factory=Golden)
@@ -109,6 +124,11 @@ class Recipe:
             raise ConfigError(
                 "activations: float32 is for verification without quantisation; set quantise: {method: none}"
             )
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}: expected {low} to {high}, found {value}")
 
 
 def read(path: Path) -> Recipe:

@@ -10,7 +10,8 @@ namespace orin {
 constexpr unsigned kAllLanes = 0xffffffffu;
 // Below every score, and finite: exp2(floor - floor) is 1 and not NaN.
 constexpr float kFloor = -1e30f;
-constexpr float kMinusInfinity = -__builtin_huge_valf();
+
+__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -207,21 +208,25 @@ template <int D, bool kInt8, int kRows, int kThreads>
 __device__ __forceinline__ void fetch(const CacheHead& cache, void* to, int position, int row, int oldest, int end,
                                       int capacity, int thread) {
   constexpr int kBytes = kInt8 ? D : 2 * D, kStride = kInt8 ? D : 2 * (D + kPadding), kChunks = kBytes / 16;
-  constexpr int kSteps = (kRows * kChunks + kThreads - 1) / kThreads;
-  const char* from = static_cast<const char*>(cache.rows);
-  char* target = static_cast<char*>(to);
-  const bool is_plain = position >= oldest && position + kRows <= end && row + kRows <= capacity;
+  constexpr int kLanes = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32;  // of a row
+  constexpr int kStep = kThreads / kLanes;                                                // rows at a time
+  static_assert(kRows % kStep == 0, "whole steps");
+  const int first = thread / kLanes, chunk = thread % kLanes;
+  const char* from = static_cast<const char*>(cache.rows) + 16 * chunk;
+  char* target = static_cast<char*>(to) + first * kStride + 16 * chunk;
+  if (kChunks < kLanes && chunk >= kChunks) {
+  } else if (position >= oldest && position + kRows <= end && row + kRows <= capacity) {
+    from += size_t(row + first) * kBytes;
 #pragma unroll
-  for (int i = 0; i < kSteps; ++i) {
-    const int index = thread + i * kThreads, r = index / kChunks, chunk = index % kChunks;
-    if (kRows * kChunks % kThreads && index >= kRows * kChunks) break;
-    bool is_held = true;
-    int source = row + r;
-    if (!is_plain) {
+    for (int i = 0; i < kRows; i += kStep) cp_async16(target + i * kStride, from + i * kBytes);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < kRows; i += kStep) {
+      int source = row + first + i;
       while (source >= capacity) source -= capacity;
-      is_held = position + r >= oldest && position + r < end;
+      const int held = position + first + i;
+      cp_async16(target + i * kStride, from + size_t(source) * kBytes, held >= oldest && held < end);
     }
-    cp_async16(target + r * kStride + 16 * chunk, from + size_t(source) * kBytes + 16 * chunk, is_held);
   }
   if (kInt8 && thread < kRows) {
     int source = row + thread;

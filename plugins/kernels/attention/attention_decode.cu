@@ -204,7 +204,7 @@ struct Sight {
       for (int i = 0; i < 4; ++i) {
         const int key = position + lane / 4 + i / 2 * 8, own = last[t][i % 2];
         const bool is_seen = key <= own && key < end && key >= oldest && (!window || key > own - window);
-        if (!is_seen) s[t][i] = kMinusInfinity;
+        if (!is_seen) s[t][i] = minus_infinity();
       }
     }
   }
@@ -432,7 +432,7 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
 }  // namespace
 
 #define DECODE(D, TILES, CACHE, INT8)                                                                       \
-  extern "C" __global__ void __launch_bounds__(32 * decode_warps(D))                                       \
+  extern "C" __global__ void __launch_bounds__(32 * decode_warps(D), 1)                                       \
       attention_decode_##D##_##TILES##_##CACHE(AttentionParams p) {                                        \
     decode<D, TILES, INT8>(p);                                                                             \
   }

@@ -6,7 +6,7 @@ namespace orin {
 constexpr int kChunk = 64;     // tokens of one sequence that the chunked kernels take together
 constexpr int kConvTaps = 4;   // width of the convolution; its state holds the last 3 inputs
 
-// T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N chunk places (chunk_places).
+// T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N places of chunks (select.h).
 struct GatedDeltaParams {
   const void* qkvz;         // float16 [T, channels + Hv D]
   const void* ba;           // float16 [T, 2 Hv]: b, then a
@@ -50,10 +50,5 @@ struct RestoreParams {
   int rec_vectors;      // 16-byte vectors of one slot's recurrent state
   int conv_vectors;     // and of its convolution's state
 };
-
-// Chunks of sequence b lie at places cu_seqlens[b] / 64 + b and following: no prefix sum is needed, and since
-// floor((c + n) / 64) + 1 >= floor(c / 64) + ceil(n / 64) no two sequences meet. Tokens behind the last sequence count as
-// one more, padded sequence.
-constexpr int chunk_places(int tokens, int sequences) { return tokens / kChunk + sequences + 1; }
 
 }  // namespace orin

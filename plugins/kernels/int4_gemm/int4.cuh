@@ -92,6 +92,14 @@ __device__ __forceinline__ void dequantise(uint32 word, const ZeroPoint& zero, u
   b[3] = bits(__hfma2(halves(lop3<kAndOr>(upper, 0x00f000f0, 0x64006400)), sixteenth, zero.high));
 }
 
+// D = A B, m16n8k16: the first step of a sum needs no zeroed registers.
+__device__ __forceinline__ void mma_first(float (&d)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};\n"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
+}
+
 __device__ __forceinline__ float silu(float v) { return v / (1.f + __expf(-v)); }
 
 // Bias, activation, residual and the store of columns `column` (even) and column + 1 of one token. A skipped row of

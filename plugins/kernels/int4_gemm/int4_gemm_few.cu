@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // OrinInt4Gemm for 1..16 tokens: limited by reading W, so W goes straight from memory to the tensor cores, once.
 //
-// Stripes of 8 rows of W are the n8 operand of m16n8k16 and the tokens the m16 operand, so one kernel serves 1..16
-// tokens (up to 8 leave half of m16 empty), and 8 rows are a grain that spreads over any number of SMs.
+// W is the m16 operand of m16n8k16 and the tokens the n8 operand. 8 rows of W (a stripe) are the grain of work, since
+// they spread evenly over many SMs. They fill m16 by a trick that costs nothing: a word of 8 columns gives 4 registers
+//
+//     a0 = columns 0 1, a1 = columns 4 5, a2 = columns 2 3, a3 = columns 6 7     of row lane / 4
+//
+// where a0 and a2 are rows 0..7 of the operand, a1 and a3 rows 8..15. Multiplied with columns 0..3 of the tokens rows
+// 0..7 of the result are right, multiplied with columns 4..7 rows 8..15 are; the other halves are not used. The two
+// right halves of the two results lie in the same lane, which adds them.
 //
 //   grid.x   ranges of stripes, one per SM      grid.y   splits of the columns
 //   block    warps_n x warps_k warps: warp (i, j) takes the stripes i, i + warps_n, ... of the block's range and of
 //            each the chunks j, j + warps_k, ... of 128 columns
 //
-// Each lane copies its own 16 bytes of a chunk (two 8-byte runs of... one row) by cp.async into a ring of its own: no
-// barrier is needed to read them back, and kDepth chunks per warp are in flight before the tokens have even arrived.
-// While they fly the block copies the tokens, normalises them in float32 and leaves them in shared memory as float16.
+// Each lane copies its own 16 bytes of a chunk by cp.async into a ring of its own: no barrier is needed to read them
+// back, and kDepth - 1 chunks per warp are in flight before the tokens have even arrived. While they fly the block
+// copies the tokens, normalises them in float32 and leaves them in shared memory as float16.
 // Scales multiply float32 sums of a group; a group's products are exact in the tensor core.
 #include "kernels/int4_gemm/int4.cuh"
 
@@ -29,6 +35,8 @@ struct Task {  // 8 columns of one token for each lane of a warp
 
 template <int kGroup, int kTokens>
 class Few {
+  using Part = Piece<kGroup>;
+
  public:
   __device__ explicit Few(const Int4GemmParams& params)
       : p(params), lane(threadIdx.x % kWarp), warp(threadIdx.x / kWarp), warps(blockDim.x / kWarp) {
@@ -40,8 +48,15 @@ class Few {
     chunk_end = chunks * (blockIdx.y + 1) / gridDim.y;
     warp_n = warp % p.warps_n;
     warp_k = warp / p.warps_n;
-    fetch_stripe = stripe_begin + warp_n;
-    fetch_chunk = chunk_begin + warp_k;
+    ragged_stripe = p.n % kStripeRows ? stripes - 1 : -1;
+    ragged_chunk = p.k % kChunkColumns ? chunks - 1 : -1;
+    slot_bytes = blockDim.x * (16 + 4 * Part::kGroups + (p.zeros ? 4 * Part::kZeroPairs : 0));
+    ring = shared + p.ring_at;
+    // Tokens beyond the last are columns of n8 of their own: whatever they hold reaches no other and is not stored.
+    my_x = shared + min(lane / 4, p.tokens - 1) * p.x_stride + lane % 4 * 16;
+    my_x_next = (min(lane / 4 + 8, p.tokens - 1) - min(lane / 4, p.tokens - 1)) * p.x_stride;
+    my_token = lane % 4 * 2 + lane / 4 % 2;
+    start_stripe(stripe_begin + warp_n);
   }
 
   __device__ void run() {
@@ -66,12 +81,16 @@ class Few {
           multiply(chunk, sum);
         }
       }
+      float2 pair[kTokens / 8];
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) pair[j] = pair_rows(sum[2 * j], sum[2 * j + 1]);
       if (p.warps_k > 1) {
-        add_warps(first, round & 1, sum);
+        add_warps(first, round & 1, pair);
       } else if (stripe < stripe_end) {
-        const int column = stripe * kStripeRows + 2 * (lane % 4);
-        emit(lane / 4, column, sum[0], sum[1]);
-        if (kTokens > 8) emit(lane / 4 + 8, column, sum[2], sum[3]);
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j) {
+          emit(my_token + 8 * j, stripe * kStripeRows + lane / 8 * 2, pair[j].x, pair[j].y);
+        }
       }
     }
     cp_async_wait<0>();
@@ -121,7 +140,7 @@ class Few {
     const int first = chunk_begin * kChunkColumns;
     for_each_task([&](const Task& task) {
       if (!task.is_inside) return;
-      const int row = p.rows ? p.rows[task.token] : task.token;
+      const int row = p.rows && !p.x_is_gathered ? p.rows[task.token] : task.token;
       const bool is_there = row >= 0 && first + task.column < p.k;
       const half* from = static_cast<const half*>(p.x) + (is_there ? size_t(row) * p.k + first + task.column : 0);
       cp_async16(shared_x(task.token, task.column), from, is_there);
@@ -167,105 +186,120 @@ class Few {
     });
   }
 
-  // Ring of this lane: kDepth times 16 bytes of weights, then the scales of rows 2t, 2t+1 per group, then zero points.
-  __device__ uint4* ring_weight(int slot) const {
-    return reinterpret_cast<uint4*>(shared + p.ring_at) + slot * blockDim.x + threadIdx.x;
-  }
-  __device__ uint32* ring_scale(int slot, int group) const {
-    return reinterpret_cast<uint32*>(shared + p.ring_at + kDepth * blockDim.x * 16) +
-           (slot * Piece<kGroup>::kGroups + group) * blockDim.x + threadIdx.x;
-  }
-  __device__ uint32* ring_zero(int slot, int pair) const {
-    return ring_scale(kDepth, 0) + (slot * Piece<kGroup>::kZeroPairs + pair) * blockDim.x;
-  }
-
-  // Start copying this warp's next chunk.
+  // Start copying this warp's next chunk. Ring: kDepth slots of [lanes of the block][16 bytes of weights], then per
+  // group the scales of this lane's row and its neighbour, then zero points of four rows.
   __device__ void fetch() {
     if (fetch_stripe < stripe_end) {
-      const Piece<kGroup> piece(p, fetch_stripe, fetch_chunk);
-      if (piece.is_whole()) {
-        cp_async16(ring_weight(fetch_slot), piece.weight + 16 * lane);
-#pragma unroll
-        for (int i = 0; i < Piece<kGroup>::kGroups; ++i) {
-          cp_async<4>(ring_scale(fetch_slot, i), piece.scales + 16 * i + 4 * (lane % 4));
-        }
-        if (p.zeros) {
-#pragma unroll
-          for (int i = 0; i < Piece<kGroup>::kZeroPairs; ++i) {
-            cp_async<4>(ring_zero(fetch_slot, i), piece.zeros + 8 * i + lane / 16 * 4);
-          }
-        }
+      char* to = ring + fetch_at;
+      const int threads = blockDim.x;
+      if (fetch_stripe == ragged_stripe || fetch_chunk == ragged_chunk) {
+        fetch_ragged(to);
       } else {
-        fetch_ragged(piece);
+        cp_async16(to + 16 * threadIdx.x, fetch_weight);
+        to += 16 * threads + 4 * threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < Part::kGroups; ++i) cp_async<4>(to + i * 4 * threads, fetch_scales + 16 * i);
+        if (p.zeros) {
+          to += Part::kGroups * 4 * threads;
+          const char* from = fetch_zeros + fetch_chunk * Part::kGroups / 2 * 8;
+#pragma unroll
+          for (int i = 0; i < Part::kZeroPairs; ++i) cp_async<4>(to + i * 4 * threads, from + 8 * i);
+        }
       }
       fetch_chunk += p.warps_k;
-      if (fetch_chunk >= chunk_end) {
-        fetch_chunk = chunk_begin + warp_k;
-        fetch_stripe += p.warps_n;
-      }
+      fetch_weight += p.warps_k * 512;
+      fetch_scales += p.warps_k * (16 * Part::kGroups);
+      if (fetch_chunk >= chunk_end) start_stripe(fetch_stripe + p.warps_n);
     }
     cp_async_commit();
-    fetch_slot = (fetch_slot + 1) % kDepth;
+    fetch_at = fetch_at + slot_bytes == kDepth * slot_bytes ? 0 : fetch_at + slot_bytes;
   }
 
-  __device__ void fetch_ragged(const Piece<kGroup>& piece) const {
-    *ring_weight(fetch_slot) = piece.ragged_weight(lane);
-    const int row = 2 * (lane % 4);
-    for (int i = 0; i < Piece<kGroup>::kGroups; ++i) {
-      *ring_scale(fetch_slot, i) = bits(__halves2half2(piece.ragged_scale(i, row), piece.ragged_scale(i, row + 1)));
+  __device__ void start_stripe(int stripe) {
+    fetch_stripe = stripe;
+    fetch_chunk = chunk_begin + warp_k;
+    const Part piece(p, stripe, fetch_chunk);
+    fetch_weight = piece.weight + 16 * lane;
+    fetch_scales = piece.scales + lane / 8 * 4;
+    fetch_zeros = static_cast<const char*>(p.zeros) + size_t(stripe) * kStripeRows * ((p.k / kGroup + 1) / 2) +
+                  lane / 16 * 4;
+  }
+
+  __device__ void fetch_ragged(char* to) const {
+    const Part piece(p, fetch_stripe, fetch_chunk);
+    const int row = lane / 4, even = row & ~1, threads = blockDim.x;
+    *reinterpret_cast<uint4*>(to + 16 * threadIdx.x) = piece.ragged_weight(lane);
+    uint32* words = reinterpret_cast<uint32*>(to + 16 * threads) + threadIdx.x;
+    for (int i = 0; i < Part::kGroups; ++i) {
+      words[i * threads] = bits(__halves2half2(piece.ragged_scale(i, even), piece.ragged_scale(i, even + 1)));
     }
     if (p.zeros) {
-      for (int i = 0; i < Piece<kGroup>::kZeroPairs; ++i) {
-        *ring_zero(fetch_slot, i) = uint32(piece.ragged_zeros(i, lane / 4)) << (lane / 4 % 4 * 8);
+      for (int i = 0; i < Part::kZeroPairs; ++i) {
+        words[(Part::kGroups + i) * threads] = uint32(piece.ragged_zeros(i, row)) << (row % 4 * 8);
       }
     }
   }
 
-  // sum += x W^T of one chunk: lane (g, t) has tokens g and g + 8, rows 2t and 2t + 1 of the stripe.
+  // sum += W x of one chunk: lane (g, t) has row g of the stripe, tokens 2t and 2t + 1, and 8 + 2t and 9 + 2t.
   __device__ void multiply(int chunk, float (&sum)[4]) {
-    constexpr int kGroups = Piece<kGroup>::kGroups;
-    const uint4 weight = *ring_weight(slot);
-    const int row = lane / 4;
-    // Tokens beyond the last are rows of m16 of their own: whatever they hold reaches no other row and is not stored.
-    const int column = (chunk - chunk_begin) * kChunkColumns + 8 * (lane % 4);
-    const uint4* x0 = shared_x(min(row, p.tokens - 1), column);
-    const uint4* x1 = shared_x(min(row + 8, p.tokens - 1), column);
+    const char* slot = ring + read_at;
+    const int row = lane / 4, threads = blockDim.x;
+    const uint4 weight = *reinterpret_cast<const uint4*>(slot + 16 * threadIdx.x);
+    const uint32* words = reinterpret_cast<const uint32*>(slot + 16 * threads) + threadIdx.x;
+    const char* x = my_x + (chunk - chunk_begin) * (2 * kChunkColumns);
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
+    for (int group = 0; group < Part::kGroups; ++group) {
       ZeroPoint zero;
       if (p.zeros) {
-        const uint32 pair = *ring_zero(slot, group / 2) >> (row % 4 * 8);
-        zero = ZeroPoint(pair >> ((kGroups == 1 ? chunk : group) % 2 * 4) & 15);
+        const uint32 pair = words[(Part::kGroups + group / 2) * threads] >> (row % 4 * 8);
+        zero = ZeroPoint(pair >> ((Part::kGroups == 1 ? chunk : group) % 2 * 4) & 15);
       }
-      float even[4] = {}, odd[4] = {};  // two chains, so that one can start while the other's result is on its way
+      constexpr int kWords = 4 / Part::kGroups;
+      float upper[kTokens / 8][4], lower[kTokens / 8][4];
 #pragma unroll
-      for (int i = 0; i < 4 / kGroups; ++i) {
-        const int word = group * (4 / kGroups) + i;
+      for (int i = 0; i < kWords; ++i) {
+        const int word = group * kWords + i;
         uint32 b[4];
         dequantise((&weight.x)[word], zero, b);
-        const uint4 v0 = x0[4 * word];
-        const uint4 v1 = kTokens > 8 ? x1[4 * word] : uint4{0, 0, 0, 0};
-        mma(even, {v0.x, v1.x, v0.y, v1.y}, {b[0], b[1]});
-        mma(odd, {v0.z, v1.z, v0.w, v1.w}, {b[2], b[3]});
+        const uint32 a[4] = {b[0], b[2], b[1], b[3]};
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j) {
+          const uint4 v = *reinterpret_cast<const uint4*>((j == 0 ? x : x + my_x_next) + 64 * word);
+          if (i == 0) {
+            mma_first(upper[j], a, {v.x, v.y});
+            mma_first(lower[j], a, {v.z, v.w});
+          } else {
+            mma(upper[j], a, {v.x, v.y});
+            mma(lower[j], a, {v.z, v.w});
+          }
+        }
       }
-      const float2 scale = __half22float2(halves(*ring_scale(slot, group)));
-      sum[0] += (even[0] + odd[0]) * scale.x;
-      sum[1] += (even[1] + odd[1]) * scale.y;
-      if (kTokens > 8) {
-        sum[2] += (even[2] + odd[2]) * scale.x;
-        sum[3] += (even[3] + odd[3]) * scale.y;
+      const half2 scales = halves(words[group * threads]);
+      const float scale = __half2float(row % 2 ? __high2half(scales) : __low2half(scales));
+#pragma unroll
+      for (int j = 0; j < kTokens / 8; ++j) {
+        sum[2 * j] += (upper[j][0] + lower[j][2]) * scale;
+        sum[2 * j + 1] += (upper[j][1] + lower[j][3]) * scale;
       }
     }
-    slot = (slot + 1) % kDepth;
+    read_at = read_at + slot_bytes == kDepth * slot_bytes ? 0 : read_at + slot_bytes;
+  }
+
+  // From rows g of two tokens to rows 2h, 2h + 1 of one: lanes of neighbouring rows exchange one of their two.
+  __device__ float2 pair_rows(float first, float second) const {
+    const bool is_odd = lane / 4 % 2;
+    const float other = __shfl_xor_sync(0xffffffffu, is_odd ? first : second, 4);
+    return is_odd ? make_float2(other, second) : make_float2(first, other);
   }
 
   // Add what the warps_k warps of each stripe have, always in their order. Two buffers, so one barrier per round.
-  __device__ void add_warps(int first, int buffer, const float (&sum)[4]) const {
+  __device__ void add_warps(int first, int buffer, const float2 (&pair)[kTokens / 8]) const {
     float2* all = reinterpret_cast<float2*>(shared + p.partial_at) + buffer * warps * p.tokens * 4;
     float2* mine = all + warp * p.tokens * 4;  // [warp][token][pair of rows]
-    const int row = lane / 4, pair = lane % 4;
-    if (row < p.tokens) mine[row * 4 + pair] = make_float2(sum[0], sum[1]);
-    if (kTokens > 8 && row + 8 < p.tokens) mine[(row + 8) * 4 + pair] = make_float2(sum[2], sum[3]);
+#pragma unroll
+    for (int j = 0; j < kTokens / 8; ++j) {
+      if (my_token + 8 * j < p.tokens) mine[(my_token + 8 * j) * 4 + lane / 8] = pair[j];
+    }
     __syncthreads();
     const int stripes = min(p.warps_n, stripe_end - first);
     for (int i = threadIdx.x; i < stripes * p.tokens * 4; i += blockDim.x) {
@@ -299,8 +333,14 @@ class Few {
   const int lane, warp, warps;
   int stripe_begin, stripe_end, chunk_begin, chunk_end;
   int warp_n, warp_k;
-  int fetch_stripe, fetch_chunk, fetch_slot = 0;
-  int slot = 0;
+  int ragged_stripe, ragged_chunk;  // shorter than others; -1 = none
+  int slot_bytes, fetch_at = 0, read_at = 0;
+  char* ring;
+  int fetch_stripe, fetch_chunk;
+  const char *fetch_weight, *fetch_scales, *fetch_zeros;
+  const char* my_x;  // this lane's token as operand
+  int my_x_next;     // from there to the token 8 further
+  int my_token;      // whose sums this lane has after pair_rows
 };
 
 }  // namespace

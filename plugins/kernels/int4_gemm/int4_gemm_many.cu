@@ -2,9 +2,10 @@
 // OrinInt4Gemm for more than 16 tokens: tiles of tokens x rows of W on the tensor cores.
 //
 // A stage is one chunk (128 columns): the tile's tokens as float16 and its stripes of W as nibbles in the kernel
-// layout, copied by cp.async kStages deep. A lane reads the nibbles of one row for the whole stage with one 16-byte
-// load, dequantises a word (32 columns: two steps of m16n8k16) at a time into operand registers, times the scale
-// rounded to float16, and uses it for all of its warp's tokens.
+// layout, copied by cp.async kStages deep. W is the m16 operand of m16n8k16 (two stripes), the tokens the n8 operand:
+// W comes out of arithmetic, which may write any register, while the tokens come 16 bytes at a time and n8 takes them
+// in pairs of registers just as they lie. A lane dequantises a word (8 columns of one row; a warp has 32 columns of 8
+// rows: two steps of m16n8k16), times the scale rounded to float16, and uses it for all tokens of its warp.
 //
 // Tokens in shared memory: rows of 16 units of 16 bytes. An operand load takes units 4w..4w+3 of two neighbouring rows
 // per phase, so odd rows swap each half of 8 units for the other: unit u of row r lies at u ^ 4 (r & 1).
@@ -18,8 +19,8 @@ template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages, int kGroup, boo
 class Many {
   using Part = Piece<kGroup>;
   static constexpr int kThreads = kWarpsM * kWarpsN * 32;
-  static constexpr int kTilesM = kM / kWarpsM / 16;  // m16 tiles of a warp
-  static constexpr int kTilesN = kN / kWarpsN / 8;   // n8 tiles (stripes) of a warp
+  static constexpr int kTilesM = kM / kWarpsM / 8;   // n8 tiles of a warp: 8 tokens each
+  static constexpr int kTilesN = kN / kWarpsN / 16;  // m16 tiles of a warp: two stripes each
   static constexpr int kStripes = kN / kStripeRows;
   static constexpr int kRowBytes = 2 * kChunkColumns;
   static constexpr int kXBytes = kM * kRowBytes;
@@ -27,7 +28,7 @@ class Many {
   static constexpr int kScaleBytes = kStripes * Part::kGroups * 16;
   static constexpr int kZeroBytes = kStripes * Part::kZeroPairs * 8;
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kScaleBytes + kZeroBytes;
-  static constexpr int kOutStride = kN + 8;  // floats; 8 keep the warps' float2 stores apart
+  static constexpr int kOutStride = kN + 4;  // floats; 4 spread a warp's stores over all banks
   static_assert(kStageBytes % 16 == 0 && kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
 
  public:
@@ -43,6 +44,14 @@ class Many {
     const int chunks = (p.k + kChunkColumns - 1) / kChunkColumns;
     chunk_begin = chunks * blockIdx.y / gridDim.y;
     chunk_end = chunks * (blockIdx.y + 1) / gridDim.y;
+    is_ragged = (stripe_begin + kStripes) * kStripeRows > p.n;
+    ragged_chunk = p.k % kChunkColumns ? chunks - 1 : -1;
+    const int row = token_begin + threadIdx.x / 16;
+    my_rows = p.tokens - row;
+    my_x = static_cast<const char*>(p.x) + size_t(row) * 2 * p.k + threadIdx.x % 16 * 16;
+    my_weight = Part(p, stripe_begin + threadIdx.x / 32, 0).weight + 16 * lane;
+    my_scales = Part(p, stripe_begin + threadIdx.x / Part::kGroups, 0).scales + threadIdx.x % Part::kGroups * 16;
+    my_zeros = Part(p, stripe_begin + threadIdx.x / Part::kZeroPairs, 0).zeros + threadIdx.x % Part::kZeroPairs * 8;
   }
 
   __device__ void run() {
@@ -86,127 +95,117 @@ class Many {
     if (chunk < chunk_end) {
       char* to = shared + stage * kStageBytes;
       fetch_tokens(chunk, to);
-      fetch_weight(chunk, to + kXBytes);
-      fetch_scales(chunk, to + kXBytes + kWeightBytes);
-      if (kZeros) fetch_zeros(chunk, to + kXBytes + kWeightBytes + kScaleBytes);
+      if (is_ragged || chunk == ragged_chunk) {
+        fetch_ragged(chunk, to + kXBytes);
+      } else {
+        fetch_whole(chunk, to + kXBytes);
+      }
     }
     cp_async_commit();
   }
 
   __device__ void fetch_tokens(int chunk, char* to) const {
     const int unit = threadIdx.x % 16, row = threadIdx.x / 16;
-    const int column = chunk * kChunkColumns + 8 * unit;
-    const half* from = static_cast<const half*>(p.x) + size_t(token_begin + row) * p.k + column;
+    const bool is_inside = chunk != ragged_chunk || chunk * kChunkColumns + 8 * unit < p.k;
+    const char* from = my_x + chunk * (2 * kChunkColumns);
     to += row * kRowBytes + (unit ^ (row & 1) * 4) * 16;
 #pragma unroll
     for (int i = 0; i < kM; i += kThreads / 16) {
-      const bool is_there = token_begin + row + i < p.tokens && column < p.k;
-      cp_async16(to + i * kRowBytes, is_there ? from + size_t(i) * p.k : p.x, is_there);
+      cp_async16(to + i * kRowBytes, from + size_t(i) * 2 * p.k, is_inside && i < my_rows);
     }
   }
 
-  __device__ void fetch_weight(int chunk, char* to) const {
+  __device__ void fetch_whole(int chunk, char* to) const {
 #pragma unroll
     for (int i = 0; i < kStripes; i += kThreads / 32) {
-      const int stripe = i + threadIdx.x / 32;
-      const Part piece(p, stripe_begin + stripe, chunk);
-      char* at = to + stripe * 512 + lane * 16;
-      if (piece.is_whole() || piece.rows <= 0) {
-        cp_async16(at, piece.rows > 0 ? piece.weight + 16 * lane : p.weight, piece.rows > 0);
-      } else {
-        *reinterpret_cast<uint4*>(at) = piece.ragged_weight(lane);
-      }
+      cp_async16(to + i * 512 + 16 * threadIdx.x, my_weight + size_t(i) * 4 * p.k + chunk * 512);
+    }
+    to += kWeightBytes;
+    if (threadIdx.x < kStripes * Part::kGroups) {  // [stripe][group][row]
+      cp_async16(to + 16 * threadIdx.x, my_scales + chunk * (16 * Part::kGroups));
+    }
+    if (kZeros && threadIdx.x < kStripes * Part::kZeroPairs) {  // [stripe][pair of groups][row]
+      cp_async<8>(to + kScaleBytes + 8 * threadIdx.x, my_zeros + chunk * Part::kGroups / 2 * 8);
     }
   }
 
-  // [stripe][group][row]
-  __device__ void fetch_scales(int chunk, char* to) const {
-    for (int i = threadIdx.x; i < kStripes * Part::kGroups; i += kThreads) {
-      const int group = i % Part::kGroups;
-      const Part piece(p, stripe_begin + i / Part::kGroups, chunk);
-      if (piece.is_whole()) {
-        cp_async16(to + 16 * i, piece.scales + 16 * group);
-      } else {
-        for (int row = 0; row < kStripeRows; ++row) {
-          reinterpret_cast<half*>(to + 16 * i)[row] = piece.ragged_scale(group, row);
-        }
-      }
+  // The same where stripes or the chunk are short; what is absent is zero.
+  __device__ void fetch_ragged(int chunk, char* to) const {
+    for (int i = threadIdx.x / 32; i < kStripes; i += kThreads / 32) {
+      const Part piece(p, stripe_begin + i, chunk);
+      *reinterpret_cast<uint4*>(to + i * 512 + 16 * lane) = piece.ragged_weight(lane);
     }
-  }
-
-  // [stripe][pair of groups][row]
-  __device__ void fetch_zeros(int chunk, char* to) const {
-    for (int i = threadIdx.x; i < kStripes * Part::kZeroPairs; i += kThreads) {
-      const int pair = i % Part::kZeroPairs;
-      const Part piece(p, stripe_begin + i / Part::kZeroPairs, chunk);
-      if (piece.is_whole()) {
-        cp_async<8>(to + 8 * i, piece.zeros + 8 * pair);
-      } else {
-        for (int row = 0; row < kStripeRows; ++row) to[8 * i + row] = piece.ragged_zeros(pair, row);
-      }
+    to += kWeightBytes;
+    for (int i = threadIdx.x; i < kStripes * Part::kGroups * kStripeRows; i += kThreads) {
+      const Part piece(p, stripe_begin + i / kStripeRows / Part::kGroups, chunk);
+      reinterpret_cast<half*>(to)[i] = piece.ragged_scale(i / kStripeRows % Part::kGroups, i % kStripeRows);
+    }
+    to += kScaleBytes;
+    for (int i = threadIdx.x; kZeros && i < kStripes * Part::kZeroPairs * kStripeRows; i += kThreads) {
+      const Part piece(p, stripe_begin + i / kStripeRows / Part::kZeroPairs, chunk);
+      to[i] = piece.ragged_zeros(i / kStripeRows % Part::kZeroPairs, i % kStripeRows);
     }
   }
 
   __device__ void multiply(int chunk, const char* stage) {
     const int row = lane / 4, unit = lane % 4;
-    const char* x = stage + (warp_m * kTilesM * 16 + row) * kRowBytes + unit * 16;
-    const int stripe = warp_n * kTilesN;
-    uint2 weight[kTilesN];  // half of a stage: the whole would not fit beside the sums of the largest tile
+    const char* x = stage + (warp_m * kTilesM * 8 + row) * kRowBytes + unit * 16;
+    const int stripe = warp_n * kTilesN * 2;
+    const char* weight = stage + kXBytes + stripe * 512 + lane * 16;
     const half* scales = reinterpret_cast<const half*>(stage + kXBytes + kWeightBytes) + row;
     const unsigned char* zeros =
         reinterpret_cast<const unsigned char*>(stage + kXBytes + kWeightBytes + kScaleBytes) + row;
-    half2 scale[kTilesN];
+    uint2 words[kTilesN * 2];  // half of a stage: the whole would not fit beside the sums of the largest tile
+    half2 scale[kTilesN * 2];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       if (w % 2 == 0) {
 #pragma unroll
-        for (int n = 0; n < kTilesN; ++n) {
-          weight[n] = *reinterpret_cast<const uint2*>(stage + kXBytes + (stripe + n) * 512 + lane * 16 + 4 * w);
-        }
+        for (int n = 0; n < kTilesN * 2; ++n) words[n] = *reinterpret_cast<const uint2*>(weight + n * 512 + 4 * w);
       }
-      uint4 a[kTilesM][2];
+      uint4 v[kTilesM];
 #pragma unroll
       for (int m = 0; m < kTilesM; ++m) {
-        const char* at = x + m * 16 * kRowBytes + (w ^ (row & 1)) * 64;
-        a[m][0] = *reinterpret_cast<const uint4*>(at);
-        a[m][1] = *reinterpret_cast<const uint4*>(at + 8 * kRowBytes);
+        v[m] = *reinterpret_cast<const uint4*>(x + m * 8 * kRowBytes + (w ^ (row & 1)) * 64);
       }
       const int group = w * 32 / kGroup;
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-        if (w * 32 % kGroup == 0) scale[n] = __half2half2(scales[((stripe + n) * Part::kGroups + group) * 8]);
-        ZeroPoint zero;
-        if (kZeros) {
-          const uint32 pair = zeros[((stripe + n) * Part::kZeroPairs + group / 2) * 8];
-          zero = ZeroPoint(pair >> ((Part::kGroups == 1 ? chunk : group) % 2 * 4) & 15);
-        }
-        uint32 b[4];
-        dequantise(w % 2 ? weight[n].y : weight[n].x, zero, b);
+        uint32 b[2][4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) b[i] = bits(__hmul2(halves(b[i]), scale[n]));
+        for (int i = 0; i < 2; ++i) {
+          const int s = 2 * n + i;
+          if (w * 32 % kGroup == 0) scale[s] = __half2half2(scales[((stripe + s) * Part::kGroups + group) * 8]);
+          ZeroPoint zero;
+          if (kZeros) {
+            const uint32 pair = zeros[((stripe + s) * Part::kZeroPairs + group / 2) * 8];
+            zero = ZeroPoint(pair >> ((Part::kGroups == 1 ? chunk : group) % 2 * 4) & 15);
+          }
+          dequantise(w % 2 ? words[s].y : words[s].x, zero, b[i]);
 #pragma unroll
-        for (int m = 0; m < kTilesM; ++m) {
-          mma(sum[m][n], {a[m][0].x, a[m][1].x, a[m][0].y, a[m][1].y}, {b[0], b[1]});
+          for (int j = 0; j < 4; ++j) b[i][j] = bits(__hmul2(halves(b[i][j]), scale[s]));
         }
 #pragma unroll
-        for (int m = 0; m < kTilesM; ++m) {
-          mma(sum[m][n], {a[m][0].z, a[m][1].z, a[m][0].w, a[m][1].w}, {b[2], b[3]});
-        }
+        for (int m = 0; m < kTilesM; ++m) mma(sum[m][n], {b[0][0], b[1][0], b[0][1], b[1][1]}, {v[m].x, v[m].y});
+#pragma unroll
+        for (int m = 0; m < kTilesM; ++m) mma(sum[m][n], {b[0][2], b[1][2], b[0][3], b[1][3]}, {v[m].z, v[m].w});
       }
     }
   }
 
   // The tile in float32 through shared memory, so that a warp stores neighbouring columns.
   __device__ void leave_sums() const {
-    float* to = reinterpret_cast<float*>(shared) + (warp_m * kTilesM * 16 + lane / 4) * kOutStride +
-                warp_n * kTilesN * 8 + 2 * (lane % 4);
+    float* to = reinterpret_cast<float*>(shared) + (warp_m * kTilesM * 8 + lane % 4 * 2) * kOutStride +
+                warp_n * kTilesN * 16 + lane / 4;
 #pragma unroll
     for (int m = 0; m < kTilesM; ++m) {
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
-        float* at = to + m * 16 * kOutStride + n * 8;
-        *reinterpret_cast<float2*>(at) = make_float2(sum[m][n][0], sum[m][n][1]);
-        *reinterpret_cast<float2*>(at + 8 * kOutStride) = make_float2(sum[m][n][2], sum[m][n][3]);
+        float* at = to + m * 8 * kOutStride + n * 16;
+        at[0] = sum[m][n][0];
+        at[kOutStride] = sum[m][n][1];
+        at[8] = sum[m][n][2];
+        at[kOutStride + 8] = sum[m][n][3];
       }
     }
   }
@@ -230,26 +229,30 @@ class Many {
   char* const shared = dynamic_shared();
   const int lane, warp_m, warp_n;
   int token_begin, stripe_begin, chunk_begin, chunk_end;
+  bool is_ragged;    // the tile ends beyond the last row of W
+  int ragged_chunk;  // shorter than others; -1 = none
+  int my_rows;       // tokens from the first that this thread copies
+  const char *my_x, *my_weight, *my_scales, *my_zeros;  // what this thread copies, at chunk 0
   float sum[kTilesM][kTilesN][4] = {};
 };
 
 }  // namespace
 
-// Tiles as in select.h.
-#define ORIN_TILE(group, tile, threads, has_zeros, name, ...)                                        \
-  extern "C" __global__ void __launch_bounds__(threads, 1) int4_gemm_many_##group##_##tile##name(    \
-      Int4GemmParams p) {                                                                            \
-    Many<__VA_ARGS__, group, has_zeros>(p).run();                                                    \
+// Tiles as in select.h. With zero points the largest tile would spill registers, so it does not exist.
+#define ORIN_TILE(group, tile, threads, has_zeros, name, ...)                                     \
+  extern "C" __global__ void __launch_bounds__(threads, 1) int4_gemm_many_##group##_##tile##name( \
+      Int4GemmParams p) {                                                                         \
+    Many<__VA_ARGS__, group, has_zeros>(p).run();                                                 \
   }
-#define ORIN_INSTANTIATE(group, has_zeros, name)                           \
-  ORIN_TILE(group, 32x64, 128, has_zeros, name, 32, 64, 1, 4, 4)           \
-  ORIN_TILE(group, 64x64, 128, has_zeros, name, 64, 64, 2, 2, 4)           \
-  ORIN_TILE(group, 128x128, 256, has_zeros, name, 128, 128, 2, 4, 3)       \
-  ORIN_TILE(group, 128x256, 256, has_zeros, name, 128, 256, 2, 4, 3)
+#define ORIN_TILES(group, has_zeros, name)                            \
+  ORIN_TILE(group, 32x64, 128, has_zeros, name, 32, 64, 1, 4, 4)      \
+  ORIN_TILE(group, 64x64, 128, has_zeros, name, 64, 64, 2, 2, 4)      \
+  ORIN_TILE(group, 128x128, 256, has_zeros, name, 128, 128, 2, 4, 3)
+#define ORIN_GROUP(group)            \
+  ORIN_TILES(group, false, )         \
+  ORIN_TILES(group, true, _zeros)    \
+  ORIN_TILE(group, 128x256, 256, false, , 128, 256, 2, 4, 3)
 
-ORIN_INSTANTIATE(32, false, )
-ORIN_INSTANTIATE(64, false, )
-ORIN_INSTANTIATE(128, false, )
-ORIN_INSTANTIATE(32, true, _zeros)
-ORIN_INSTANTIATE(64, true, _zeros)
-ORIN_INSTANTIATE(128, true, _zeros)
+ORIN_GROUP(32)
+ORIN_GROUP(64)
+ORIN_GROUP(128)

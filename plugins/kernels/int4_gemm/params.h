@@ -25,6 +25,7 @@ struct Int4GemmParams {
   int swiglu;
   int float32_output;
   float norm_eps;
+  int x_is_gathered;  // rows of x are in the order of the tokens already
   int splits;   // blocks that share the columns of one output tile
   int warps_n;  // few: warps side by side over stripes
   int warps_k;  // few: warps that share the columns of a stripe

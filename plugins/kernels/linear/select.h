@@ -2,6 +2,8 @@
 // Which kernel computes a product, as a pure function of its shape and the device.
 #pragma once
 
+#include <initializer_list>
+
 #include "common/driver.h"
 
 namespace orin {

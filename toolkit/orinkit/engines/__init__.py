@@ -6,20 +6,24 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orinkit.config import nearest
-from orinkit.engines.base import Engine
+from orinkit.engines.base import Engine, Program
 from orinkit.errors import EngineError
 from orinkit.model import ModelSpec
 
 
-def _onnxruntime(graph: Path, model: ModelSpec) -> Engine:
+def _ort() -> Any:
     try:
-        module = importlib.import_module("orinkit.engines.ort")
+        return importlib.import_module("orinkit.engines.ort")
     except ImportError as error:
         raise EngineError(f"this engine needs onnxruntime ({error}); run: pip install onnxruntime") from None
+
+
+def _onnxruntime(graph: Path, model: ModelSpec) -> Engine:
     windows = {f"kv_{index}": layer.attention.window for index, layer in enumerate(model.layers) if layer.attention}
-    engine: Engine = module.OrtEngine(graph, windows)
+    engine: Engine = _ort().OrtEngine(graph, windows)
     return engine
 
 
@@ -32,3 +36,9 @@ def open_engine(name: str, graph: Path, model: ModelSpec) -> Engine:
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; {nearest(name, ENGINES)}")
     return ENGINES[name](graph, model)
+
+
+def open_program(model: bytes) -> Program:
+    """Any ONNX model, executed by ONNX Runtime. Raises EngineError."""
+    program: Program = _ort().OrtProgram(model)
+    return program

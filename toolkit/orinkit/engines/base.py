@@ -11,8 +11,9 @@ A context has no method that changes its profile or its caches.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,3 +89,12 @@ class Engine(Protocol):
         """Allocate the caches of `slots` sequences of `capacity` tokens, for steps of at most `chunk` tokens each."""
 
     def context(self, profile: Profile, caches: Caches) -> Context: ...
+
+
+class Program(Protocol):
+    """A loaded model that is no decoder step: named arrays in, named arrays out."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...

@@ -112,6 +112,27 @@ class OrtContext:
         return np.asarray(binding.get_outputs()[0].numpy(), np.float32)
 
 
+class OrtProgram:
+    """Any model given as bytes, for work that is no decoder step (calibration runs single layers)."""
+
+    def __init__(self, model: bytes) -> None:
+        """Load `model`. Raises EngineError."""
+        self._session = _session(model)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(value.name for value in self._session.get_inputs())
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """All outputs by name. Raises EngineError."""
+        names = [value.name for value in self._session.get_outputs()]
+        try:
+            results = self._session.run(names, dict(inputs))
+        except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions share no base class)
+            raise EngineError(f"onnxruntime failed to execute: {error}") from None
+        return dict(zip(names, results, strict=True))
+
+
 class OrtEngine:
     """A graph loaded by ONNX Runtime."""
 
@@ -123,13 +144,7 @@ class OrtEngine:
 
         Raises EngineError.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions share no base class)
-            raise EngineError(f"onnxruntime cannot load {graph}: {error}") from None
+        self._session = _session(graph, threads)
         self._windows = dict(windows)
 
     def caches(self, slots: int, capacity: int, chunk: int) -> OrtCaches:
@@ -151,3 +166,14 @@ class OrtEngine:
         window = self._windows.get(name, 0)
         ring = -(-(window + chunk) // RING_ROUNDING) * RING_ROUNDING
         return min(capacity, ring) if window else capacity
+
+
+def _session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  (onnxruntime's exceptions share no base class)
+        name = model if isinstance(model, Path) else "a model"
+        raise EngineError(f"onnxruntime cannot load {name}: {error}") from None

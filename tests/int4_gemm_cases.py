@@ -68,7 +68,7 @@ def gemm(
 def expected(case: Case) -> NDArray[Any]:
     """What the reference gives."""
     (y,) = OPS[case.op_type].compute(case.inputs, case.attributes)
-    return y
+    return np.asarray(y)
 
 
 class OnDevice:
@@ -79,7 +79,9 @@ class OnDevice:
 
         arrays = named(case)
         weight, scales, zeros = int4.to_kernel_layout(arrays["weight"], arrays["scales"], arrays.get("zeros"))
-        arrays |= {"weight": weight, "scales": scales} | ({} if zeros is None else {"zeros": zeros})
+        arrays.update(weight=weight, scales=scales)
+        if zeros is not None:
+            arrays["zeros"] = zeros
         self._poison = np.full(out.nbytes, 0xFF, np.uint8).view(out.dtype).reshape(out.shape)
         self._kernels = kernels
         self._arrays = {name: gpu.Array(array) for name, array in arrays.items()}

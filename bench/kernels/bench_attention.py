@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of the attention op on the GPU of this machine, inside captured chains.
+
+PYTHONPATH=toolkit:tests python bench/kernels/bench_attention.py [--library PATH] [--out RESULT.json]
+
+Decode: every launch of a chain works on a cache of its own, many times the L2 cache in all; a fraction is of the
+bandwidth of a device copy, read plus written. Prefill: operations are those of the causal half, 2 D multiplications and
+additions for each score and each weight; a fraction is of PyTorch's bfloat16 matrix product of 8192 cubed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda.bindings import runtime as rt
+
+import gpu
+from attention_cases import Heads
+from orinkit.engines.kernels import KernelLibrary
+
+ROOT = Path(__file__).parents[2]
+CACHES = 768 << 20
+"""Bytes of cache that a chain walks through."""
+SMALL = Heads(8, 2, 256, 64, gate=1)
+LARGE = Heads(16, 4, 256, 64, gate=1)
+DENSE = Heads(32, 8, 128, 128)
+NAMES = {SMALL: "Qwen3.5-0.8B heads", LARGE: "Qwen3.5-9B heads", DENSE: "Qwen3-8B heads"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`sequences` sequences of `tokens` each after `past` tokens; `planned` is the longest the launch allows for."""
+
+    heads: Heads
+    sequences: int
+    tokens: int
+    past: int
+    planned: int = 0
+    int8: bool = False
+
+    @property
+    def length(self) -> int:
+        return max(self.planned, self.past + self.tokens)
+
+    @property
+    def read_bytes(self) -> int:
+        """Of the cache, by one decode step."""
+        row = self.heads.head_dim + 4 if self.int8 else 2 * self.heads.head_dim
+        return self.sequences * self.past * 2 * self.heads.kv_heads * row
+
+    @property
+    def operations(self) -> float:
+        seen = self.tokens * self.past + self.tokens * (self.tokens + 1) / 2
+        return 4.0 * self.sequences * self.heads.heads * self.heads.head_dim * seen
+
+
+class Layers:
+    """One step through layers with a cache each."""
+
+    def __init__(self, kernels: KernelLibrary, stream: gpu.Stream, shape: Shape, layers: int) -> None:
+        rng, heads = np.random.default_rng(1), shape.heads
+        self.kernels, self.stream = kernels, stream
+        rows, width = shape.sequences * shape.tokens, (heads.heads * (1 + heads.gate) + 2 * heads.kv_heads)
+        some = rng.standard_normal(1 << 22).astype(np.float16)
+        vectors = shape.sequences * 2 * heads.kv_heads * shape.length
+        cache = rng.integers(-128, 128, 1 << 22).astype(np.int8) if shape.int8 else some
+        angles = rng.standard_normal((shape.length, max(1, heads.rotary_dim // 2))).astype(np.float32)
+        self.arrays = {
+            "qkv": gpu.Array(np.resize(some, (rows, width * heads.head_dim))),
+            "kv": gpu.Array(np.resize(cache, (layers, vectors * heads.head_dim))),
+            "kv_scale": gpu.Array(np.full((layers, vectors if shape.int8 else 1), 0.01, np.float32)),
+            "cu_seqlens": gpu.Array(np.arange(shape.sequences + 1, dtype=np.int32) * shape.tokens),
+            "past_lens": gpu.Array(np.full(shape.sequences, shape.past, np.int32)),
+            "slots": gpu.Array(np.arange(shape.sequences, dtype=np.int32)),
+            "q_norm": gpu.Array(np.ones(heads.head_dim, np.float32)),
+            "k_norm": gpu.Array(np.ones(heads.head_dim, np.float32)),
+            "cos": gpu.Array(np.cos(angles)),
+            "sin": gpu.Array(np.sin(angles)),
+            "y": gpu.Array(np.zeros((rows, heads.heads * heads.head_dim), np.float16)),
+        }
+        self.values: dict[str, Any] = {name: array.pointer for name, array in self.arrays.items()}
+        self.values |= {
+            **heads._asdict(),
+            "tokens": rows,
+            "sequences": shape.sequences,
+            "max_step": shape.tokens,
+            "max_length": shape.length,
+            "capacity": shape.length,
+            "window": 0,
+            "scale": heads.head_dim**-0.5,
+            "softcap": 0.0,
+            "norm_eps": 1e-6,
+            "workspace": None,
+            "counters": None,
+        }
+        del self.values["qk_norm"]
+        if not shape.int8:
+            self.values["kv_scale"] = None
+        sized = kernels.arguments("attention", **self.values)
+        for name, query in (("workspace", "attention_workspace"), ("counters", "attention_counters")):
+            self.arrays[name] = gpu.Array(np.zeros(kernels.query(query, sized), np.uint8))
+            self.values[name] = self.arrays[name].pointer
+        kv, scale = self.arrays["kv"], self.arrays["kv_scale"]
+        self.layers = [
+            kernels.arguments(
+                "attention",
+                **{
+                    **self.values,
+                    "kv": kv.pointer + layer * kv.nbytes // layers,
+                    "kv_scale": scale.pointer + layer * scale.nbytes // layers if shape.int8 else None,
+                },
+            )
+            for layer in range(layers)
+        ]
+
+    def microseconds(self, repeats: int = 20) -> float:
+        """Of one layer in a captured chain of all."""
+
+        def chain() -> None:
+            for layer in self.layers:
+                self.kernels.launch("attention", layer, self.stream.handle)
+
+        return self.stream.microseconds(self.stream.capture(chain), repeats) / len(self.layers)
+
+
+def copy_bandwidth(stream: gpu.Stream) -> float:
+    """Bytes per second, read plus written, of a device copy of 1 GiB."""
+    size = 1 << 30
+    source, target = (int(gpu.check(rt.cudaMalloc(size))) for _ in range(2))
+    kind = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+    time = stream.microseconds(lambda: gpu.check(rt.cudaMemcpyAsync(target, source, size, kind, stream.handle)))
+    gpu.check(rt.cudaFree(source))
+    gpu.check(rt.cudaFree(target))
+    return 2 * size / time * 1e6
+
+
+def torch_time(torch: Any, work: Callable[[], Any], repeats: int = 20) -> float:
+    """Microseconds of one call, by PyTorch's events."""
+    for _ in range(5):
+        work()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / repeats * 1e3
+
+
+def matrix_rate(torch: Any) -> float:
+    """Operations per second of a bfloat16 product of 8192 cubed."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / torch_time(torch, lambda: a @ b) * 1e6
+
+
+def torch_flash(torch: Any, shape: Shape) -> float:
+    """Microseconds of PyTorch's FlashAttention 2, causal, one sequence: also mma.sync, also SM80 instructions."""
+    heads = shape.heads
+    q = torch.randn(1, heads.heads, shape.tokens, heads.head_dim, device="cuda", dtype=torch.float16)
+    k, v = (torch.randn_like(q) for _ in range(2))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        return torch_time(torch, lambda: attend(q, k, v, is_causal=True))
+
+
+def decode_shapes() -> Iterator[Shape]:
+    for past in (0, 63, 127, 255, 511, 1023, 2047, 8191, 32767):
+        yield Shape(SMALL, 1, 1, past)
+    for past in (0, 511, 8191):
+        yield Shape(SMALL, 1, 1, past, planned=32768)
+    for past in (511, 8191):
+        yield Shape(SMALL, 8, 1, past)
+    yield Shape(SMALL, 1, 4, 8191)
+    yield Shape(SMALL, 1, 16, 8191)
+    for past in (8191, 32767):
+        yield Shape(SMALL, 1, 1, past, int8=True)
+    yield Shape(LARGE, 1, 1, 8191)
+    for past in (511, 8191, 32767):
+        yield Shape(DENSE, 1, 1, past)
+    yield Shape(DENSE, 8, 1, 8191)
+
+
+def prefill_shapes() -> Iterator[Shape]:
+    for heads in (SMALL, LARGE, DENSE):
+        for tokens in (64, 512, 2048, 8192):
+            yield Shape(heads, 1, tokens, 0)
+    yield Shape(SMALL, 1, 512, 7680)
+    yield Shape(LARGE, 1, 2048, 0, int8=True)
+    yield Shape(DENSE, 1, 2048, 0, int8=True)
+
+
+def measure(kernels: KernelLibrary, stream: gpu.Stream) -> Iterator[dict[str, Any]]:
+    bandwidth = copy_bandwidth(stream)
+    yield {"case": "device copy", "bytes_per_second": bandwidth}
+    for shape in decode_shapes():
+        layers = max(4, min(64, CACHES // max(1, shape.sequences * shape.length * shape.heads.kv_heads * 1024)))
+        time = Layers(kernels, stream, shape, layers).microseconds()
+        yield {
+            "case": f"decode, {NAMES[shape.heads]}{', int8' * shape.int8}, {shape.sequences} x {shape.tokens} "
+            f"after {shape.past} of {shape.length}",
+            "us": time,
+            "of_copy_bandwidth": shape.read_bytes / time * 1e6 / bandwidth,
+        }
+    torch: Any = importlib.import_module("torch")
+    rate = matrix_rate(torch)
+    yield {"case": "bfloat16 matrix product of 8192 cubed", "operations_per_second": rate}
+    for shape in prefill_shapes():
+        time = Layers(kernels, stream, shape, 4).microseconds(10)
+        row = {
+            "case": f"prefill, {NAMES[shape.heads]}{', int8' * shape.int8}, {shape.tokens} after {shape.past}",
+            "us": time,
+            "of_matrix_rate": shape.operations / time * 1e6 / rate,
+        }
+        if shape.past == 0 and not shape.int8 and shape.tokens >= 2048:
+            row["flash_attention_2_of_matrix_rate"] = shape.operations / torch_flash(torch, shape) * 1e6 / rate
+        yield row
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--library", type=Path, default=ROOT / "build/kernels/liborin_kernels.so")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    stream = gpu.Stream()
+    rows = []
+    for row in measure(KernelLibrary(args.library), stream):
+        rows.append(row)
+        print(*(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()), sep="  ", flush=True)
+    query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem"
+    gpus = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=True)
+    if args.out:
+        record = {
+            "command": " ".join(sys.argv),
+            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "gpu": gpus.stdout.strip(),
+            "rows": rows,
+        }
+        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to activation statistics, one layer at a time, in float32 through ONNX Runtime.
+
+Only one layer's weights are in memory. The hidden rows between layers lie in memory-mapped files: `hidden-I.npy` is the
+input of layer I, [sequences, tokens, H] float32, and exists only when it is complete. So a run that was killed goes on
+at the layer with the highest number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from orinkit.engines import open_program
+from orinkit.engines.base import Program
+from orinkit.errors import ConfigError
+from orinkit.model import LayerSpec, ModelSpec
+from orinkit.ops.description import rms_norm
+from orinkit.recipe import Calibration
+from orinkit.runtime.tokenizer import Tokenizer
+from orinkit_export import graph
+from orinkit_export.disk import writing
+from orinkit_export.folds import Arrays
+from orinkit_export.progress import Advance
+from orinkit_export.store import Entry
+
+Float32 = NDArray[np.float32]
+
+DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
+"""What a recipe without a text of its own is calibrated on."""
+
+PARTIAL = "next.npy"
+_HIDDEN = re.compile(r"hidden-(\d+)\.npy")
+
+
+@dataclass
+class Statistics:
+    """What is kept of the inputs of one linear: sums over tokens."""
+
+    width: int
+    tokens: int = 0
+    gram: Float32 = field(init=False)
+    mean_abs: Float32 = field(init=False)
+    max_abs: Float32 = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gram = np.zeros((self.width, self.width), np.float32)
+        self.mean_abs = np.zeros(self.width, np.float32)
+        self.max_abs = np.zeros(self.width, np.float32)
+
+    def add(self, x: Float32) -> None:
+        """Inputs [T, K]; the means are exact at every moment."""
+        magnitude = np.abs(x)
+        before, self.tokens = self.tokens, self.tokens + len(x)
+        kept = np.float32(before / self.tokens)
+        self.gram *= kept
+        self.gram += x.T @ (x * np.float32(1 / self.tokens))
+        self.mean_abs = self.mean_abs * kept + magnitude.sum(axis=0) / np.float32(self.tokens)
+        self.max_abs = np.maximum(self.max_abs, magnitude.max(axis=0))
+
+
+def sequences(settings: Calibration, folder: Path, tokenizer: Tokenizer) -> NDArray[np.int32]:
+    """Token ids [sequences, tokens] from the recipe's text, in blocks spread evenly over it.
+
+    Raises ConfigError: no such text, or too little of it.
+    """
+    source = DEFAULT_TEXT if settings.text is None else folder / settings.text
+    ids: list[int] = []
+    for text in _texts(source):
+        ids.extend(tokenizer.encode(text, len(text.encode()) + 16))
+    blocks = len(ids) // settings.tokens
+    if blocks == 0:
+        raise ConfigError(
+            f"calibration: text: expected at least {settings.tokens} tokens in {source}, found {len(ids)}"
+        )
+    chosen = np.unique(np.linspace(0, blocks - 1, min(blocks, settings.sequences)).astype(np.intp))
+    return np.array(ids[: blocks * settings.tokens], np.int32).reshape(blocks, settings.tokens)[chosen]
+
+
+def _texts(source: Path) -> Iterator[str]:
+    """Texts of a file, of a folder's files in order of name, or of JSON lines: their values that are texts."""
+    if source.is_dir():
+        for path in sorted(source.iterdir()):
+            yield from _texts(path)
+        return
+    try:
+        content = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"calibration: text: expected UTF-8 text at {source}, found: {error}") from None
+    if source.suffix != ".jsonl":
+        yield content
+        return
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            data = json.loads(line)
+        except ValueError:
+            raise ConfigError(f"{source}: line {number}: expected JSON, found {line[:60]!r}") from None
+        values = data.values() if isinstance(data, dict) else [data]
+        yield "\n".join(value for value in values if isinstance(value, str)) + "\n"
+
+
+class Hidden:
+    """The hidden rows on their way through the layers, in files of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    @property
+    def next_layer(self) -> int | None:
+        """The layer whose input is complete; None before the first."""
+        numbers = [int(match[1]) for path in self._folder.iterdir() if (match := _HIDDEN.fullmatch(path.name))]
+        return max(numbers, default=None)
+
+    def read(self, layer: int) -> Float32:
+        """The input of `layer`, mapped."""
+        return np.asarray(np.load(self._path(layer), mmap_mode="r"))
+
+    def write(self, shape: tuple[int, ...], rows: Iterator[Float32]) -> None:
+        """Make the input of the next layer from one array per sequence; it counts from `commit` on."""
+        with writing(self._folder):
+            target = np.lib.format.open_memmap(self._folder / PARTIAL, "w+", np.float32, shape)
+        for index, block in enumerate(rows):
+            target[index] = block
+        target.flush()
+
+    def commit(self, layer: int) -> None:
+        """What was written is the input of `layer`; the layer before is finished and its input removed."""
+        with writing(self._folder):
+            (self._folder / PARTIAL).rename(self._path(layer))
+            self._path(layer - 1).unlink(missing_ok=True)
+
+    def _path(self, layer: int) -> Path:
+        return self._folder / f"hidden-{layer}.npy"
+
+
+class LayerRunner:
+    """Runs single layers; layers of the same kind share one loaded program."""
+
+    def __init__(self, spec: ModelSpec, tokens: int) -> None:
+        self._spec = spec
+        self._tokens = tokens
+        self._programs: dict[LayerSpec, tuple[Program, int]] = {}
+
+    def run(
+        self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32, advance: Advance
+    ) -> tuple[dict[str, Statistics], Iterator[Float32]]:
+        """Statistics of layer `index` by point, filled while the output rows are drawn from the iterator.
+
+        arrays: the layer's float weights; shared: the rope tables. Points: norm1 (input of the mixer's projections),
+        mixer (of its output projection), norm2 (of gate_up), inner (of down).
+        """
+        layer = self._spec.layers[index]
+        widths = {"norm1": self._spec.hidden, "mixer": _mixer_width(layer), "norm2": self._spec.hidden}
+        statistics = {name: Statistics(width) for name, width in (widths | {"inner": layer.intermediate}).items()}
+
+        def rows() -> Iterator[Float32]:
+            for sequence in hidden:
+                results = self._layer(index, arrays, shared, np.ascontiguousarray(sequence))
+                statistics["norm1"].add(rms_norm(sequence, arrays["norm1"], self._spec.norm_eps))
+                statistics["mixer"].add(results["mixer"])
+                statistics["norm2"].add(rms_norm(results["middle"], arrays["norm2"], self._spec.norm_eps))
+                statistics["inner"].add(results["inner"])
+                advance(len(sequence))
+                yield results["out"]
+
+        return statistics, rows()
+
+    def _layer(self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32) -> Mapping[str, Float32]:
+        layer = self._spec.layers[index]
+        first = self._programs.get(layer, (None, index))[1]
+        weights = {f"layers.{first}.{name}": array for name, array in arrays.items()} | dict(shared)
+        if layer not in self._programs:
+            entries = {name: Entry(name, "float32", array.shape, 0, 0) for name, array in weights.items()}
+            model = graph.single_layer(self._spec, index, entries)
+            program = open_program(ir.to_proto(model).SerializeToString())
+            self._programs[layer] = (program, index)
+        program = self._programs[layer][0]
+        step = {
+            "hidden": hidden,
+            "cu_seqlens": np.array([0, len(hidden)], np.int32),
+            "past_lens": np.zeros(1, np.int32),
+            "slots": np.zeros(1, np.int32),
+        }
+        states = _states(layer, first, self._tokens)
+        known = set(program.inputs)
+        feeds = {name: array for name, array in (step | states | weights).items() if name in known}
+        results: Mapping[str, Float32] = program.run(feeds)
+        return results
+
+
+def _mixer_width(layer: LayerSpec) -> int:
+    if layer.attention:
+        return layer.attention.heads * layer.attention.head_dim
+    return layer.gated_delta.z_dim if layer.gated_delta else 0
+
+
+def _states(layer: LayerSpec, index: int, tokens: int) -> dict[str, Float32]:
+    """Empty states of one slot."""
+    if layer.attention:
+        a = layer.attention
+        return {f"kv_{index}": np.zeros((1, 2, a.kv_heads, tokens, a.head_dim), np.float32)}
+    if layer.gated_delta is None:
+        return {}
+    d = layer.gated_delta
+    return {
+        f"conv_{index}": np.zeros((1, d.channels, d.conv_width - 1), np.float32),
+        f"rec_{index}": np.zeros((1, d.value_heads, d.key_dim, d.value_dim), np.float32),
+    }

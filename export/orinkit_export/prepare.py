@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that are stored, in order, made ready for rounding: folded, each with the Gram matrix of its inputs.
+
+Methods that are not calibrated give the checkpoint's weights as they are. The others go layer by layer: run the layer
+on the calibration text, search the fold vectors, fold. What was found lies in `report/`, one file per tensor or fold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orinkit import config
+from orinkit.ops.description import rms_norm
+from orinkit_export import quantise, smoothing
+from orinkit_export.calibrate import Hidden, LayerRunner, Statistics
+from orinkit_export.disk import writing
+from orinkit_export.folds import Arrays, Fold, folds
+from orinkit_export.plan import Plan
+from orinkit_export.progress import progress
+from orinkit_export.weights import Weight
+
+Float32 = NDArray[np.float32]
+Prepared = tuple[Weight, Float32 | None]
+
+POINTS = {
+    "qkv.weight": "norm1",
+    "qkvz.weight": "norm1",
+    "o.weight": "mixer",
+    "out.weight": "mixer",
+    "gate_up.weight": "norm2",
+    "down.weight": "inner",
+}
+"""Where the inputs of each quantised matrix of a layer are measured."""
+
+CALIBRATED = frozenset({"awq", "gptq", "awq+gptq"})
+
+
+def inputs(plan: Plan) -> dict[str, Any] | None:
+    """What a calibrated result depends on besides the checkpoint: the settings and the digest of the token ids."""
+    if plan.recipe.quantise.method not in CALIBRATED:
+        return None
+    digest = hashlib.sha256(plan.calibration_ids().tobytes()).hexdigest()
+    return {"settings": config.dump(plan.recipe.calibration), "ids": digest}
+
+
+def weights(plan: Plan, folder: Path) -> Iterator[Prepared]:
+    """The stored weights; layers that a killed run has finished are left out."""
+    if plan.recipe.quantise.method not in CALIBRATED:
+        yield from ((weight, None) for weight in plan.stored())
+        return
+    yield from _Calibrated(plan, folder).weights()
+    shutil.rmtree(folder / "calibration")
+
+
+def record_error(folder: Path, weight: Weight, error: float | None) -> None:
+    """Keep the relative output error of a stored matrix for the report."""
+    if error is not None:
+        _record(folder, weight.name, {"error": error})
+
+
+def _record(folder: Path, name: str, found: dict[str, Any]) -> None:
+    report = folder / "report"
+    with writing(folder):
+        report.mkdir(exist_ok=True)
+        (report / f"{name}.json").write_text(json.dumps(found, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class _Calibrated:
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._stored = plan.stored()
+        self._hidden = Hidden(folder / "calibration")
+        self._ids = plan.calibration_ids()
+        self._runner = LayerRunner(plan.spec, self._ids.shape[1])
+        self._shared = {w.name: _read(w) for w in self._stored if w.name.startswith("rope.")}
+
+    def weights(self) -> Iterator[Prepared]:
+        layers = range(len(self._plan.spec.layers))
+        if self._hidden.next_layer is None:
+            self._hidden.write((*self._ids.shape, self._plan.spec.hidden), self._embedded())
+            self._hidden.commit(0)
+        first = self._hidden.next_layer or 0
+        yield from ((weight, None) for weight in self._stored if weight.name.startswith(("embedding.", "rope.")))
+        for index in layers[first:]:
+            yield from self._layer(index)
+            self._hidden.commit(index + 1)
+        yield from self._head(len(layers))
+
+    def _embedded(self) -> Iterator[Float32]:
+        """Embedding rows of each calibration sequence."""
+        unique, places = np.unique(self._ids, return_inverse=True)
+        rows = np.empty((len(unique), self._plan.spec.hidden), np.float32)
+        start = 0
+        for block in self._plan.embedding().blocks():
+            inside = (unique >= start) & (unique < start + len(block))
+            rows[inside] = block[unique[inside] - start]
+            start += len(block)
+        for sequence in places.reshape(self._ids.shape):
+            yield rows[sequence]
+
+    def _layer(self, index: int) -> Iterator[Prepared]:
+        prefix = f"layers.{index}."
+        mine = [weight for weight in self._stored if weight.name.startswith(prefix)]
+        arrays = {weight.name.removeprefix(prefix): _read(weight) for weight in mine}
+        hidden = self._hidden.read(index)
+        with progress(f"layer {index}", self._ids.size, "tokens") as advance:
+            statistics, rows = self._runner.run(index, arrays, self._shared, hidden, advance)
+            self._hidden.write(hidden.shape, rows)
+        for fold in folds(self._plan.spec.layers[index], self._plan.spec.hidden):
+            self._smooth(prefix, fold, arrays, statistics[fold.point])
+        for weight in mine:
+            name = weight.name.removeprefix(prefix)
+            point = POINTS.get(name)
+            yield _in_memory(weight, arrays[name]), statistics[point].gram if point else None
+
+    def _smooth(self, prefix: str, fold: Fold, arrays: Arrays, statistics: Statistics) -> None:
+        """Search and fold one vector; the Gram matrix follows the scaled channels."""
+        if "awq" not in self._plan.recipe.quantise.method:
+            return
+        roles = {weight.name: weight.role for weight in self._stored}
+        recipe = self._plan.recipe
+        quantised = [
+            arrays[name] for name in fold.consumers if quantise.format_of(recipe, roles[prefix + name]) == "int4"
+        ]
+        if not quantised:
+            return
+        group_size = recipe.quantise.group_size
+        found = smoothing.search(fold, quantised, group_size, statistics.mean_abs, statistics.gram)
+        fold.apply(arrays, found.a)
+        inverse = np.float32(1) / found.a[fold.share]
+        statistics.gram *= inverse[:, None] * inverse
+        entry = {"kind": found.kind, "alpha": found.alpha, "ratio": found.ratio, "spread": found.spread}
+        _record(self._folder, f"{prefix}{fold.point}.fold", entry)
+
+    def _head(self, layers: int) -> Iterator[Prepared]:
+        """The last norm and the head, whose inputs are that norm's outputs."""
+        rest = [weight for weight in self._stored if weight.name.startswith(("final_norm", "head."))]
+        norm = _read(next(weight for weight in rest if weight.name == "final_norm"))
+        statistics = Statistics(self._plan.spec.hidden)
+        for sequence in self._hidden.read(layers):
+            statistics.add(rms_norm(sequence, norm, self._plan.spec.norm_eps))
+        for weight in rest:
+            yield weight, statistics.gram if weight.role == "head" else None
+
+
+def _read(weight: Weight) -> Float32:
+    return np.concatenate(list(weight.blocks()))
+
+
+def _in_memory(weight: Weight, array: Float32) -> Weight:
+    return replace(weight, blocks=lambda: iter([array]))

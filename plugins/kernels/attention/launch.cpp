@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/attention/launch.h"
+
+#include "common/status.h"
+#include "kernels/attention/params.h"
+#include "kernels/attention/select.h"
+
+namespace orin {
+namespace {
+
+constexpr int kDims[] = {64, 96, 128, 256};
+constexpr float kLog2E = 1.4426950408889634f;
+
+#define ORIN_DECODE(D, TILES, CACHE, INT8)                             \
+  {"attention_decode", "attention_decode_" #D "_" #TILES "_" #CACHE, \
+   decode_shared_bytes(D, 8 * TILES, INT8)}
+#define ORIN_PREFILL(D, KEYS, CACHE, INT8)                             \
+  {"attention_prefill", "attention_prefill_" #D "_" #KEYS "_" #CACHE, \
+   prefill_shared_bytes(D, KEYS, INT8)}
+#define ORIN_APPEND(D, CACHE) {"attention_prefill", "attention_append_" #D "_" #CACHE}
+
+// [head dim][int8][rows / 8 - 1]
+const Kernel decode[4][2][2] = {
+#define ORIN_DECODE_ALL(D)                                                  \
+  {{ORIN_DECODE(D, 1, float16, false), ORIN_DECODE(D, 2, float16, false)}, \
+   {ORIN_DECODE(D, 1, int8, true), ORIN_DECODE(D, 2, int8, true)}}
+    ORIN_DECODE_ALL(64), ORIN_DECODE_ALL(96), ORIN_DECODE_ALL(128), ORIN_DECODE_ALL(256)};
+
+// [head dim][int8]
+const Kernel append[4][2] = {{ORIN_APPEND(64, float16), ORIN_APPEND(64, int8)},
+                             {ORIN_APPEND(96, float16), ORIN_APPEND(96, int8)},
+                             {ORIN_APPEND(128, float16), ORIN_APPEND(128, int8)},
+                             {ORIN_APPEND(256, float16), ORIN_APPEND(256, int8)}};
+const Kernel prefill[4][2] = {{ORIN_PREFILL(64, 64, float16, false), ORIN_PREFILL(64, 64, int8, true)},
+                              {ORIN_PREFILL(96, 64, float16, false), ORIN_PREFILL(96, 64, int8, true)},
+                              {ORIN_PREFILL(128, 64, float16, false), ORIN_PREFILL(128, 64, int8, true)},
+                              {ORIN_PREFILL(256, 64, float16, false), ORIN_PREFILL(256, 32, int8, true)}};
+const Kernel prefill_256_32 ORIN_PREFILL(256, 32, float16, false);
+
+int index_of(int head_dim) {
+  for (int i = 0; i < 4; ++i) {
+    if (kDims[i] == head_dim) return i;
+  }
+  return -1;
+}
+
+AttentionChoice choice_of(const Attention& a) {
+  return choose_attention({a.tokens, a.sequences, a.max_step, a.max_length, a.heads, a.kv_heads, a.head_dim, a.window,
+                           a.kv_scale != nullptr},
+                          device());
+}
+
+int check(const Attention& a) {
+  if (index_of(a.head_dim) < 0) {
+    return bad_argument("attention: head_dim: expected 64, 96, 128 or 256, found %d", a.head_dim);
+  }
+  if (a.kv_heads < 1 || a.heads < 1 || a.heads % a.kv_heads) {
+    return bad_argument("attention: heads: expected a multiple of kv_heads=%d, found %d", a.kv_heads, a.heads);
+  }
+  if (a.rotary_dim < 0 || a.rotary_dim > a.head_dim || a.rotary_dim % 16) {
+    return bad_argument("attention: rotary_dim: expected a multiple of 16 up to head_dim=%d, found %d", a.head_dim,
+                        a.rotary_dim);
+  }
+  if (a.tokens < 0 || a.sequences < 1 || a.sequences > 65535) {
+    return bad_argument("attention: expected tokens >= 0 and 1 to 65535 sequences, found %d and %d", a.tokens,
+                        a.sequences);
+  }
+  if (a.capacity < 1 || a.max_step < 1 || a.max_length < 1 || a.window < 0) {
+    return bad_argument("attention: expected capacity, max_step, max_length >= 1 and window >= 0, found %d, %d, %d, %d",
+                        a.capacity, a.max_step, a.max_length, a.window);
+  }
+  if (!(a.scale > 0.f) || !(a.softcap >= 0.f)) {
+    return bad_argument("attention: expected scale > 0 and softcap >= 0, found %g and %g", double(a.scale),
+                        double(a.softcap));
+  }
+  return kOk;
+}
+
+AttentionParams params_of(const Attention& a, const AttentionChoice& c) {
+  AttentionParams p{};
+  p.qkv = a.qkv, p.kv = a.kv, p.y = a.y;
+  p.kv_scale = static_cast<float*>(a.kv_scale);
+  p.cu_seqlens = static_cast<const int*>(a.cu_seqlens);
+  p.past_lens = static_cast<const int*>(a.past_lens);
+  p.slots = static_cast<const int*>(a.slots);
+  p.q_norm = static_cast<const float*>(a.q_norm), p.k_norm = static_cast<const float*>(a.k_norm);
+  p.cos = static_cast<const float*>(a.cos), p.sin = static_cast<const float*>(a.sin);
+  p.partials = static_cast<float*>(a.workspace);
+  p.counters = static_cast<int*>(a.counters);
+  p.tokens = a.tokens, p.sequences = a.sequences, p.max_step = a.max_step, p.max_length = a.max_length;
+  p.heads = a.heads, p.kv_heads = a.kv_heads, p.capacity = a.capacity, p.half_rotary = a.rotary_dim / 2;
+  p.window = a.window, p.gate = a.gate, p.row_tiles = c.row_tiles, p.descending = c.descending;
+  p.norm_eps = a.norm_eps;
+  p.score_scale = kLog2E * (a.softcap > 0.f ? a.softcap : a.scale);
+  p.softcap_scale = a.softcap > 0.f ? a.scale / a.softcap : 0.f;
+  return p;
+}
+
+}  // namespace
+}  // namespace orin
+
+ORIN_ABI_EXPORT(attention, ORIN_ATTENTION_FIELDS)
+
+ORIN_API int64_t orin_attention_workspace(const orin::Attention* a) {
+  using namespace orin;
+  if (check(*a)) return 0;
+  const AttentionChoice c = choice_of(*a);
+  return int64_t(a->sequences) * a->kv_heads * c.row_tiles * c.splits * c.rows * (a->head_dim + 2) * 4;
+}
+
+ORIN_API int64_t orin_attention_counters(const orin::Attention* a) {
+  using namespace orin;
+  return check(*a) ? 0 : int64_t(a->sequences) * a->kv_heads * choice_of(*a).row_tiles * 4;
+}
+
+ORIN_API int orin_attention(const orin::Attention* a, orin::Stream stream) {
+  using namespace orin;
+  if (const int status = check(*a)) return status;
+  if (a->tokens == 0) return kOk;
+  const int dim = index_of(a->head_dim);
+  const bool int8 = a->kv_scale != nullptr;
+  const AttentionChoice c = choice_of(*a);
+  const AttentionParams params = params_of(*a, c);
+  if (c.is_decode) {
+    const Dim3 grid{unsigned(c.splits), unsigned(a->kv_heads * c.row_tiles), unsigned(a->sequences)};
+    const unsigned threads = 32 * decode_warps(a->head_dim);
+    return decode[dim][int8][c.rows / 8 - 1].launch(grid, {threads}, c.shared_bytes, stream, params);
+  }
+  const unsigned threads = 32 * kPrefillWarps;
+  if (const int status = append[dim][int8].launch({unsigned(a->tokens)}, {threads}, 0, stream, params)) return status;
+  const Kernel& attend = a->head_dim == 256 && !int8 && c.keys == 32 ? prefill_256_32 : prefill[dim][int8];
+  return attend.launch({unsigned(c.blocks)}, {threads}, c.shared_bytes, stream, params);
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/gated_delta/launch.h"
+
+#include "common/status.h"
+#include "kernels/gated_delta/params.h"
+#include "kernels/gated_delta/select.h"
+
+namespace orin {
+namespace {
+
+// Dynamic shared memory: three stages of k, T, v and two gates (gated_delta_state.cu); k, delta, state (.._output.cu).
+constexpr int state_shared(int dim, int warps) {
+  return 3 * (2 * kChunk * (dim + kChunk + 16 * warps) + 2 * kChunk * int(sizeof(float)));
+}
+constexpr int output_shared(int dim) { return 2 * dim * (2 * kChunk + dim); }
+
+const Kernel step_32("gated_delta_step", "gated_delta_step_32");
+const Kernel step_64("gated_delta_step", "gated_delta_step_64");
+const Kernel step_128("gated_delta_step", "gated_delta_step_128");
+const Kernel restore("gated_delta_step", "gated_delta_restore");
+const Kernel prepare_64("gated_delta_prepare", "gated_delta_prepare_64");
+const Kernel prepare_128("gated_delta_prepare", "gated_delta_prepare_128");
+const Kernel state_64_1("gated_delta_state", "gated_delta_state_64_1", state_shared(64, 1));
+const Kernel state_64_2("gated_delta_state", "gated_delta_state_64_2", state_shared(64, 2));
+const Kernel state_64_4("gated_delta_state", "gated_delta_state_64_4", state_shared(64, 4));
+const Kernel state_128_1("gated_delta_state", "gated_delta_state_128_1", state_shared(128, 1));
+const Kernel state_128_2("gated_delta_state", "gated_delta_state_128_2", state_shared(128, 2));
+const Kernel state_128_4("gated_delta_state", "gated_delta_state_128_4", state_shared(128, 4));
+const Kernel output_64("gated_delta_output", "gated_delta_output_64", output_shared(64));
+const Kernel output_128("gated_delta_output", "gated_delta_output_128", output_shared(128));
+
+const Kernel& state_kernel(int dim, int warps) {
+  if (dim == 64) return warps == 1 ? state_64_1 : warps == 2 ? state_64_2 : state_64_4;
+  return warps == 1 ? state_128_1 : warps == 2 ? state_128_2 : state_128_4;
+}
+
+// What both launchers demand of a shape.
+template <typename Arguments>
+int check_shape(const Arguments& a) {
+  if (a.key_dim != a.value_dim || (a.key_dim != 32 && a.key_dim != 64 && a.key_dim != 128)) {
+    return bad_argument("gated_delta: key_dim, value_dim: expected both 32, 64 or 128, found %d and %d", a.key_dim,
+                        a.value_dim);
+  }
+  if (a.conv_width != kConvTaps) {
+    return bad_argument("gated_delta: conv_width: expected %d, found %d", kConvTaps, a.conv_width);
+  }
+  if (a.key_heads < 1 || a.value_heads < 1 || a.value_heads % a.key_heads) {
+    return bad_argument("gated_delta: value_heads: expected a multiple of %d key heads, found %d", a.key_heads,
+                        a.value_heads);
+  }
+  if (a.sequences < 1) return bad_argument("gated_delta: sequences: expected 1 or more, found %d", a.sequences);
+  return kOk;
+}
+
+GatedDeltaChoice choose(const GatedDelta& a) {
+  return choose_gated_delta(a.tokens, a.sequences, a.value_heads, a.value_dim, a.rec_steps, device());
+}
+
+// Parts of the workspace one after the other; null from a null base.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  void* take(int64_t bytes) {
+    void* part = base_ ? base_ + size_ : nullptr;
+    size_ += (bytes + 255) / 256 * 256;
+    return part;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  char* base_;
+  int64_t size_ = 0;
+};
+
+int64_t carve(const GatedDelta& a, GatedDeltaParams& p) {
+  Carver carver(a.workspace);
+  const int64_t places = chunk_places(a.tokens, a.sequences), dim = a.value_dim;
+  const int64_t key_chunks = places * a.key_heads, value_chunks = places * a.value_heads;
+  p.q = carver.take(key_chunks * kChunk * dim * 2);
+  p.k = carver.take(key_chunks * kChunk * dim * 2);
+  p.v = carver.take(value_chunks * kChunk * dim * 2);
+  p.t = carver.take(value_chunks * kChunk * kChunk * 2);
+  p.decay = static_cast<float*>(carver.take(value_chunks * 3 * kChunk * 4));
+  p.delta = carver.take(value_chunks * kChunk * dim * 2);
+  p.states = carver.take(value_chunks * dim * dim * 2);
+  return carver.size();
+}
+
+int launch_chunks(const GatedDelta& a, GatedDeltaParams& p, int warps, Stream stream) {
+  carve(a, p);
+  const int dim = a.value_dim;
+  const Dim3 chunks{unsigned(chunk_places(a.tokens, a.sequences)), unsigned(a.value_heads)};
+  if (const int status = (dim == 64 ? prepare_64 : prepare_128).launch(chunks, {256}, 0, stream, p)) return status;
+  const Dim3 tiles{unsigned(a.value_heads * dim / (16 * warps)), unsigned(a.sequences)};
+  const unsigned threads = 32 * warps;
+  if (const int status = state_kernel(dim, warps).launch(tiles, {threads}, state_shared(dim, warps), stream, p)) {
+    return status;
+  }
+  return (dim == 64 ? output_64 : output_128).launch(chunks, {128}, output_shared(dim), stream, p);
+}
+
+}  // namespace
+}  // namespace orin
+
+ORIN_ABI_EXPORT(gated_delta, ORIN_GATED_DELTA_FIELDS)
+ORIN_ABI_EXPORT(gated_delta_restore, ORIN_GATED_DELTA_RESTORE_FIELDS)
+
+ORIN_API int64_t orin_gated_delta_workspace(const orin::GatedDelta* a) {
+  orin::GatedDeltaParams params{};
+  return orin::choose(*a).is_chunked ? orin::carve(*a, params) : 0;
+}
+
+ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
+  using namespace orin;
+  if (const int status = check_shape(*a)) return status;
+  if (!a->rec_steps != !a->conv_steps) {
+    return bad_argument("gated_delta: rec_steps, conv_steps: expected both or none");
+  }
+  if (a->tokens == 0) return kOk;
+  GatedDeltaParams params{};
+  params.qkvz = a->qkvz, params.ba = a->ba, params.conv_weight = a->conv_weight;
+  params.a_log = static_cast<const float*>(a->a_log), params.dt_bias = static_cast<const float*>(a->dt_bias);
+  params.norm = static_cast<const float*>(a->norm);
+  params.conv = a->conv, params.rec = static_cast<float*>(a->rec);
+  params.cu_seqlens = static_cast<const int*>(a->cu_seqlens);
+  params.past_lens = static_cast<const int*>(a->past_lens), params.slots = static_cast<const int*>(a->slots);
+  params.y = a->y;
+  params.rec_steps = static_cast<float*>(a->rec_steps), params.conv_steps = a->conv_steps;
+  params.semaphores = static_cast<unsigned*>(a->semaphores);
+  params.tokens = a->tokens, params.sequences = a->sequences;
+  params.key_heads = a->key_heads, params.value_heads = a->value_heads, params.norm_eps = a->norm_eps;
+  const GatedDeltaChoice choice = choose(*a);
+  if (choice.is_chunked) {
+    if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);
+    return launch_chunks(*a, params, choice.state_warps, stream);
+  }
+  if (a->value_heads > a->key_heads && !a->semaphores) {
+    return bad_argument("gated_delta: semaphores: expected them where value heads share key heads");
+  }
+  const Kernel& kernel = a->value_dim == 32 ? step_32 : a->value_dim == 64 ? step_64 : step_128;
+  return kernel.launch({unsigned(a->value_heads), unsigned(a->sequences)}, {unsigned(4 * a->value_dim)}, 0, stream,
+                       params);
+}
+
+ORIN_API int orin_gated_delta_restore(const orin::GatedDeltaRestore* a, orin::Stream stream) {
+  using namespace orin;
+  if (const int status = check_shape(*a)) return status;
+  const int channels = 2 * a->key_heads * a->key_dim + a->value_heads * a->value_dim;
+  const RestoreParams params{a->rec_steps,
+                             a->conv_steps,
+                             a->rec,
+                             a->conv,
+                             static_cast<const int*>(a->cu_seqlens),
+                             static_cast<const int*>(a->slots),
+                             static_cast<const int*>(a->accepted),
+                             a->value_heads * a->key_dim * a->value_dim / 4,
+                             channels * (kConvTaps - 1) / 8};
+  const unsigned blocks = (params.rec_vectors + params.conv_vectors + 255) / 256;
+  return restore.launch({blocks, unsigned(a->sequences)}, {256}, 0, stream, params);
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/int4_gemm/launch.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "common/status.h"
+#include "kernels/int4_gemm/params.h"
+#include "kernels/int4_gemm/select.h"
+
+namespace orin {
+namespace {
+
+using namespace int4_gemm;
+
+constexpr int kGroupSizes[] = {32, 64, 128};
+
+#define ORIN_FEW(group, tokens) {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens, kMaxShared}
+const Kernel few[3][2] = {{ORIN_FEW(32, 8), ORIN_FEW(32, 16)},
+                          {ORIN_FEW(64, 8), ORIN_FEW(64, 16)},
+                          {ORIN_FEW(128, 8), ORIN_FEW(128, 16)}};
+
+#define ORIN_MANY(group, tile, zeros, shared) {"int4_gemm_many", "int4_gemm_many_" #group "_" #tile zeros, shared}
+#define ORIN_MANY_GROUP(group)                                                                           \
+  {{ORIN_MANY(group, 32x64, "", 65536), ORIN_MANY(group, 64x64, "", 98304),                              \
+    ORIN_MANY(group, 128x128, "", 131072), ORIN_MANY(group, 128x256, "", kMaxShared)},                   \
+   {ORIN_MANY(group, 32x64, "_zeros", 65536), ORIN_MANY(group, 64x64, "_zeros", 98304),                  \
+    ORIN_MANY(group, 128x128, "_zeros", 131072), ORIN_MANY(group, 128x128, "_zeros", 131072)}}
+const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), ORIN_MANY_GROUP(128)};
+
+const Kernel norm_rows("int4_gemm_prepare", "int4_gemm_norm_rows");
+const Kernel layout("int4_gemm_prepare", "int4_gemm_layout");
+
+int group_index(int group_size) {
+  return static_cast<int>(std::find(kGroupSizes, kGroupSizes + 3, group_size) - kGroupSizes);
+}
+
+int check_matrix(const char* op, int n, int k, int group_size) {
+  if (group_index(group_size) == 3) {
+    return bad_argument("%s: group_size: expected 32, 64 or 128, found %d", op, group_size);
+  }
+  if (n < 1) return bad_argument("%s: n: expected a positive number of rows, found %d", op, n);
+  if (k < group_size || k % group_size) {
+    return bad_argument("%s: k: expected a multiple of group_size %d, found %d", op, group_size, k);
+  }
+  return kOk;
+}
+
+int check(const Int4Gemm& a) {
+  if (const int status = check_matrix("int4_gemm", a.n, a.k, a.group_size)) return status;
+  if (a.tokens < 0) return bad_argument("int4_gemm: tokens: expected 0 or more, found %d", a.tokens);
+  if (a.swiglu && a.n % 2) {
+    return bad_argument("int4_gemm: n: expected pairs of gate and up rows for swiglu, found %d rows", a.n);
+  }
+  if (a.tile < 0 || a.tile > kNumTiles + 1) {
+    return bad_argument("int4_gemm: tile: expected 0..%d, found %d", kNumTiles + 1, a.tile);
+  }
+  if (a.tile == 1 && a.tokens > kFewTokens) {
+    return bad_argument("int4_gemm: tile: expected at most %d tokens for tile 1, found %d", kFewTokens, a.tokens);
+  }
+  return kOk;
+}
+
+Shape shape_of(const Int4Gemm& a) {
+  return {a.tokens, a.n, a.k, a.group_size, a.norm != nullptr, a.rows != nullptr, a.zeros != nullptr};
+}
+
+// The choice of select.h with the tuner's wishes in place.
+Choice choice_of(const Int4Gemm& a, const Device& device) {
+  const Shape s = shape_of(a);
+  if (!a.tile) return choose(s, device);
+  Choice c;
+  c.tile = a.tile - 2;
+  c.splits = std::max(1, std::min(a.splits, num_chunks(s)));
+  if (c.is_few()) {
+    c.blocks = a.blocks ? std::min(a.blocks, num_stripes(s)) : std::min(num_stripes(s), device.sm_count / c.splits);
+    c.normalises_first = s.has_norm && (c.splits > 1 || s.k > kMaxFusedNorm);
+    arrange_warps(s, device.max_shared_bytes > 200 * 1024 ? kMaxWarps : kMaxWarps / 2, c);
+    if (a.warps_n) c.warps_n = a.warps_n;
+    if (a.warps_k) c.warps_k = std::min(a.warps_k, num_chunks(s) / c.splits);
+  } else {
+    const Tile& t = kTiles[c.tile];
+    c.blocks = ceil_div(s.tokens, t.tokens) * ceil_div(s.n, t.rows);
+    c.group_m = std::min(ceil_div(s.tokens, t.tokens), a.blocks ? a.blocks : 8);
+    c.normalises_first = s.has_norm || s.has_rows;
+  }
+  return c;
+}
+
+size_t normed_bytes(const Int4Gemm& a, const Choice& c) {
+  return c.normalises_first ? (size_t(a.tokens) * a.k * 2 + 255) / 256 * 256 : 0;
+}
+
+size_t partial_bytes(const Int4Gemm& a, const Choice& c) {
+  return c.splits > 1 ? size_t(c.splits) * a.tokens * a.n * 4 : 0;
+}
+
+Int4GemmParams params_of(const Int4Gemm& a, const Choice& c) {
+  Int4GemmParams p{};
+  p.x = a.x, p.weight = a.weight, p.scales = a.scales, p.zeros = a.zeros;
+  p.norm = static_cast<const float*>(a.norm);
+  p.bias = a.bias, p.residual = a.residual, p.y = a.y;
+  p.rows = static_cast<const int*>(a.rows);
+  p.partials = reinterpret_cast<float*>(static_cast<char*>(a.workspace) + normed_bytes(a, c));
+  p.semaphores = static_cast<int*>(a.semaphores);
+  p.tokens = a.tokens, p.n = a.n, p.k = a.k;
+  p.swiglu = a.swiglu, p.float32_output = a.float32_output, p.norm_eps = a.norm_eps;
+  p.splits = c.splits, p.warps_n = c.warps_n, p.warps_k = c.warps_k, p.group_m = c.group_m;
+  return p;
+}
+
+int launch_few(const Int4Gemm& a, const Choice& c, Int4GemmParams p, Stream stream) {
+  Shape s = shape_of(a);
+  s.has_norm = p.norm != nullptr;
+  const FewShared at = few_shared(s, c);
+  p.x_stride = at.x_stride, p.norm_at = at.norm_at, p.sums_at = at.sums_at, p.partial_at = at.partial_at;
+  p.ring_at = at.ring_at;
+  const Kernel& kernel = few[group_index(a.group_size)][a.tokens > 8];
+  const unsigned threads = c.warps_n * c.warps_k * 32;
+  return kernel.launch({unsigned(c.blocks), unsigned(c.splits)}, {threads}, at.bytes, stream, p);
+}
+
+}  // namespace
+}  // namespace orin
+
+ORIN_ABI_EXPORT(int4_gemm, ORIN_INT4_GEMM_FIELDS)
+ORIN_ABI_EXPORT(int4_layout, ORIN_INT4_LAYOUT_FIELDS)
+
+ORIN_API int64_t orin_int4_gemm_workspace(const orin::Int4Gemm* a) {
+  using namespace orin;
+  if (check(*a) || a->tokens == 0) return 0;
+  const Choice c = choice_of(*a, device());
+  return int64_t(normed_bytes(*a, c) + partial_bytes(*a, c));
+}
+
+ORIN_API int64_t orin_int4_gemm_semaphores(const orin::Int4Gemm*) { return 4 * orin::int4_gemm::kSemaphores; }
+
+ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count, int max_shared_bytes) {
+  using namespace orin;
+  static thread_local char text[128];
+  Device device;
+  device.sm_count = sm_count, device.max_shared_bytes = max_shared_bytes;
+  const Choice c = choice_of(*a, device);
+  const char* norm = c.normalises_first ? ", norm first" : "";
+  if (c.is_few()) {
+    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d splits%s", c.warps_n, c.warps_k, c.blocks,
+                  c.splits, norm);
+  } else {
+    std::snprintf(text, sizeof text, "many %dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
+                  kTiles[c.tile].rows, c.blocks, c.splits, c.group_m, norm);
+  }
+  return text;
+}
+
+ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
+  using namespace orin;
+  if (const int status = check(*a)) return status;
+  if (a->tokens == 0) return kOk;
+  const Choice c = choice_of(*a, device());
+  if (c.splits > 1 && (!a->semaphores || c.blocks > kSemaphores)) {
+    return bad_argument("int4_gemm: semaphores: expected room for %d tiles, found %d", c.blocks,
+                        a->semaphores ? kSemaphores : 0);
+  }
+  if (!a->workspace && (c.splits > 1 || c.normalises_first)) {
+    return bad_argument("int4_gemm: workspace: expected %zu bytes, found none",
+                        normed_bytes(*a, c) + partial_bytes(*a, c));
+  }
+  Int4GemmParams p = params_of(*a, c);
+  if (c.normalises_first) {
+    const NormRowsParams first{a->x, p.norm, p.rows, a->workspace, a->k, a->norm_eps};
+    const unsigned shared = ceil_div(a->k, 256) * 4;
+    if (const int status = norm_rows.launch({unsigned(a->tokens)}, {256}, shared, stream, first)) return status;
+    p.x = a->workspace, p.norm = nullptr;
+  }
+  p.x_is_gathered = c.normalises_first;
+  if (c.is_few()) return launch_few(*a, c, p, stream);
+  const Tile& tile = kTiles[c.tile];
+  const Kernel& kernel = many[group_index(a->group_size)][a->zeros != nullptr][c.tile];
+  return kernel.launch({unsigned(c.blocks), unsigned(c.splits)}, {unsigned(tile.threads)},
+                       many_shared(shape_of(*a), tile), stream, p);
+}
+
+ORIN_API int orin_int4_layout(const orin::Int4Layout* a, orin::Stream stream) {
+  using namespace orin;
+  if (const int status = check_matrix("int4_layout", a->n, a->k, a->group_size)) return status;
+  const Int4LayoutParams params{a->weight, a->scales, a->zeros, a->weight_out, a->scales_out, a->zeros_out,
+                                a->n,      a->k,      a->k / a->group_size};
+  const unsigned blocks = static_cast<unsigned>(std::min<int64_t>((int64_t(a->n) * a->k / 8 + 255) / 256, 65536));
+  return layout.launch({blocks}, {256}, 0, stream, params);
+}

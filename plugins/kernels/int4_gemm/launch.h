@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "common/abi.h"
+
+// OrinInt4Gemm. weight, scales and zeros in the kernel layout (orin_int4_layout; toolkit/orinkit/int4.py draws it); x
+// and y float16, y float32 with float32_output. tokens counts the rows of y; with `rows` these are picked rows of x.
+//
+// workspace: orin_int4_gemm_workspace bytes, contents arbitrary, not shared by launches that may run at the same time.
+// semaphores: orin_int4_gemm_semaphores bytes, zeroed once by the caller; every launch leaves them zero. The same rule.
+//
+// tile, splits, warps_n, warps_k, blocks: 0 = chosen by select.h; else the tuner's wish. tile: 1 = the path for few
+// tokens, 2.. = kTiles.
+#define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                     \
+  P(x) P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) P(semaphores)    \
+  I(tokens) I(n) I(k) I(group_size) I(swiglu) I(float32_output) F(norm_eps)                                \
+  I(tile) I(splits) I(warps_n) I(warps_k) I(blocks)
+
+ORIN_ABI(Int4Gemm, int4_gemm, ORIN_INT4_GEMM_FIELDS)
+ORIN_API int64_t orin_int4_gemm_workspace(const orin::Int4Gemm* arguments);
+ORIN_API int64_t orin_int4_gemm_semaphores(const orin::Int4Gemm* arguments);
+// "few 7x2 warps, 128 blocks, 1 split" and the like, valid until the thread's next call.
+ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* arguments, int sm_count, int max_shared_bytes);
+
+// Canonical weights to the kernel layout, not in place; zeros may be absent.
+#define ORIN_INT4_LAYOUT_FIELDS(P, I, F) \
+  P(weight) P(scales) P(zeros) P(weight_out) P(scales_out) P(zeros_out) I(n) I(k) I(group_size)
+
+ORIN_ABI(Int4Layout, int4_layout, ORIN_INT4_LAYOUT_FIELDS)

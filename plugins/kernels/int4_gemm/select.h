@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernel, tile and grid an INT4 GEMM gets: a pure function of shape and device.
+#pragma once
+
+#include <algorithm>
+
+#include "common/driver.h"
+#include "kernels/int4_gemm/params.h"
+
+namespace orin::int4_gemm {
+
+constexpr int kFewTokens = 16;       // most tokens of the path that is limited by reading W
+constexpr int kMaxWarps = 16;        // of a block of that path
+constexpr int kMaxSplits = 16;
+constexpr int kSemaphores = 4096;    // output tiles of a launch that splits columns
+constexpr int kFewDepth = 8;         // as in int4_gemm_few.cu
+constexpr int kMaxFusedNorm = 8192;  // columns; longer rows are normalised by a kernel of their own
+constexpr int kMaxShared = 160 * 1024;  // of a block: what Orin has, rounded down
+
+struct Shape {
+  int tokens, n, k, group_size;
+  bool has_norm, has_rows, has_zeros;
+};
+
+// The tiles of int4_gemm_many.cu, smallest first.
+struct Tile {
+  int tokens, rows;
+  int threads, stages;
+  int blocks_per_sm;  // that fit beside each other
+  float chunk_cost;   // time of one chunk of 128 columns of one tile, relative, all SMs busy
+  float fixed_cost;   // of a tile, in the same unit: first copies, epilogue
+};
+
+constexpr Tile kTiles[] = {
+    {32, 64, 128, 4, 3, 1.0f, 4.0f},
+    {64, 64, 128, 4, 2, 1.3f, 4.0f},
+    {128, 128, 256, 3, 1, 2.9f, 6.0f},
+    {128, 256, 256, 3, 1, 5.0f, 9.0f},
+};
+constexpr int kNumTiles = sizeof(kTiles) / sizeof(kTiles[0]);
+
+struct Choice {
+  int tile = -1;  // index of kTiles; -1 = the path for few tokens
+  int blocks = 1;
+  int splits = 1;
+  int warps_n = 1, warps_k = 1;
+  int group_m = 1;
+  bool normalises_first = false;  // norm and rows by a kernel of their own, into the workspace
+
+  bool is_few() const { return tile < 0; }
+};
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr int num_stripes(const Shape& s) { return ceil_div(s.n, kStripeRows); }
+constexpr int num_chunks(const Shape& s) { return ceil_div(s.k, kChunkColumns); }
+
+// Bytes of shared memory of the path for few tokens and where its parts lie.
+struct FewShared {
+  int x_stride, norm_at, sums_at, partial_at, ring_at, bytes;
+};
+
+constexpr FewShared few_shared(const Shape& s, const Choice& c) {
+  const int width = ceil_div(num_chunks(s), c.splits) * kChunkColumns;
+  const int groups = kChunkColumns / s.group_size, warps = c.warps_n * c.warps_k;
+  const bool norm = s.has_norm && !c.normalises_first;
+  FewShared at{};
+  at.x_stride = 2 * width + 64;  // 64: neighbouring tokens start half of the banks apart
+  at.norm_at = s.tokens * at.x_stride;
+  at.sums_at = at.norm_at + (norm ? 4 * s.k : 0);
+  at.partial_at = at.sums_at + (norm ? 4 * s.tokens * ceil_div(width, 256) + 15 : 0) / 16 * 16;
+  at.ring_at = at.partial_at + (c.warps_k > 1 ? 2 * warps * s.tokens * 32 : 0);
+  at.bytes = at.ring_at + kFewDepth * warps * 32 * (16 + 4 * groups + (s.has_zeros ? 4 * std::max(1, groups / 2) : 0));
+  return at;
+}
+
+constexpr int many_shared(const Shape& s, const Tile& tile) {
+  const int groups = kChunkColumns / s.group_size, stripes = tile.rows / kStripeRows;
+  return tile.stages *
+         (tile.tokens * 2 * kChunkColumns + stripes * (512 + 16 * groups + 8 * std::max(1, groups / 2)));
+}
+
+// Warps over stripes and over columns that need the fewest steps; of equals, those that share columns least.
+inline void arrange_warps(const Shape& s, int max_warps, Choice& c) {
+  const int stripes = ceil_div(num_stripes(s), c.blocks), chunks = num_chunks(s) / c.splits;
+  int best = 1 << 30;
+  for (int k = 1; k <= std::min(max_warps, std::max(1, chunks)); ++k) {
+    const int n = std::min(max_warps / k, stripes);
+    const int steps = ceil_div(stripes, n) * ceil_div(num_chunks(s), c.splits * k);
+    if (steps < best) best = steps, c.warps_n = n, c.warps_k = k;
+  }
+}
+
+// One block per SM and all columns in it, unless the tokens alone would fill shared memory.
+inline Choice choose_few(const Shape& s, const Device& device) {
+  Choice c;
+  const int max_warps = device.max_shared_bytes > 200 * 1024 ? kMaxWarps : kMaxWarps / 2;
+  const int stripes = num_stripes(s);
+  c.normalises_first = s.has_norm && s.k > kMaxFusedNorm;
+  for (c.splits = 1; c.splits <= kMaxSplits; ++c.splits) {
+    if (c.splits > 1) c.normalises_first = s.has_norm;
+    c.blocks = std::min(stripes, std::max(1, device.sm_count / c.splits));
+    arrange_warps(s, max_warps, c);
+    if (few_shared(s, c).bytes <= std::min(kMaxShared, device.max_shared_bytes)) break;
+  }
+  return c;
+}
+
+// The tile and the split of columns with the shortest time by the costs above: rounds over the SMs times a block's work.
+inline Choice choose_many(const Shape& s, const Device& device) {
+  Choice best;
+  float best_cost = 1e30f;
+  for (int tile = 0; tile < kNumTiles; ++tile) {
+    const Tile& t = kTiles[tile];
+    if (many_shared(s, t) > device.max_shared_bytes || (s.has_zeros && t.rows > 128)) continue;
+    const int tiles_m = ceil_div(s.tokens, t.tokens), tiles = tiles_m * ceil_div(s.n, t.rows);
+    const int slots = device.sm_count * t.blocks_per_sm;
+    for (int splits = 1; splits <= std::min(kMaxSplits, num_chunks(s)); ++splits) {
+      if (splits > 1 && tiles * splits > slots) break;
+      const float share = std::min(1.f, float(tiles * splits) / slots);  // a lone block has the SM to itself
+      const float crowd = 1.f + (t.blocks_per_sm - 1) * share;
+      const float block = ceil_div(num_chunks(s), splits) * t.chunk_cost * crowd + t.fixed_cost +
+                          (splits > 1 ? 6.f + 0.5f * splits : 0.f);
+      const float cost = ceil_div(tiles * splits, slots) * block;
+      if (cost < best_cost) {
+        best_cost = cost;
+        best.tile = tile, best.splits = splits, best.blocks = tiles;
+        best.group_m = std::min(tiles_m, std::max(1, device.sm_count >= 64 ? 8 : 4));
+      }
+    }
+  }
+  best.normalises_first = s.has_norm || s.has_rows;
+  return best;
+}
+
+inline Choice choose(const Shape& s, const Device& device) {
+  return s.tokens <= kFewTokens ? choose_few(s, device) : choose_many(s, device);
+}
+
+}  // namespace orin::int4_gemm

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint to answers with nothing in between replaced: the demo model, its bundle, ONNX Runtime."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orinkit import target
+from orinkit.bundle import Bundle
+from orinkit.ops import VERSIONS
+from orinkit.runtime.request import Event, Finished, Request, Token
+from orinkit.runtime.sampling import Sampling
+from orinkit.runtime.scheduler import Scheduler
+from orinkit.runtime.session import stream
+from orinkit.runtime.start import start
+from orinkit_export import plan
+from orinkit_export.build import build
+from programs import CHECKPOINT, DEMO, TARGET, content, refused, run, succeed, write_recipe
+from tolerances import KL_INT4
+
+PROMPTS = (
+    "ROMEO:",
+    "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\n" * 8,
+    "Tom has 3 apples and buys 4 more. How many",
+    "A",
+    "KING RICHARD III:\nNow is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 2,
+    "JULIET:\nO Romeo, Romeo! wherefore art thou",
+    "\n",
+    "Ann has 12 pears. She eats",
+)
+"""1 to 128 tokens: in chunks of 32 some take one step of prefill, some several."""
+MATRIX = tuple(
+    {"method": "rtn", "head": head, "embedding": embedding, "gated_delta": gated_delta, "group_size": group_size}
+    for head, embedding, gated_delta, group_size in (
+        ("int4", "int4", "int4", 32),
+        ("int4", "int8", "int8", 64),
+        ("int4", "float16", "float16", 128),
+        ("int8", "int4", "int8", 128),
+        ("int8", "int8", "float16", 32),
+        ("int8", "float16", "int4", 64),
+        ("float16", "int4", "float16", 64),
+        ("float16", "int8", "int4", 128),
+        ("float16", "float16", "int8", 32),
+    )
+)
+"""Nine recipes in which every two settings meet in all their combinations."""
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_bundle: Path) -> Bundle:
+    return Bundle.open(demo_bundle, keys=None, supported=VERSIONS)
+
+
+@pytest.fixture(scope="module")
+def narrow(bundle: Bundle) -> Bundle:
+    """The same with chunks of 32 tokens."""
+    recipe = bundle.manifest.recipe
+    shapes = replace(recipe.shapes, chunk=32)
+    return replace(bundle, manifest=replace(bundle.manifest, recipe=replace(recipe, shapes=shapes)))
+
+
+def request(scheduler: Scheduler, prompt: str, **settings: object) -> Request:
+    return Request(scheduler.tokenizer.encode(prompt, scheduler.capacity), **settings)  # type: ignore[arg-type]
+
+
+def tokens(events: list[Event], number: int | None = None) -> list[int]:
+    return [event.token for event in events if isinstance(event, Token) and number in (None, event.request)]
+
+
+def ending(events: list[Event]) -> Finished:
+    last = events[-1]
+    assert isinstance(last, Finished)
+    return last
+
+
+def text(events: list[Event]) -> str:
+    return "".join(event.text for event in events)
+
+
+def test_the_self_test_passes(demo_bundle: Path) -> None:
+    assert re.fullmatch(
+        r"self-test passed: 3 golden prompts, \d+ tokens, engine onnxruntime\n",
+        succeed("orin-run", "selftest", demo_bundle),
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--temperature", "0.8", "--seed", "7")], ids=["greedy", "seed"])
+def test_the_same_question_has_the_same_answer(options: tuple[str, ...], demo_bundle: Path) -> None:
+    one, two = (
+        succeed("orin-run", "generate", demo_bundle, "ROMEO:", "--max-tokens", "24", *options) for _ in range(2)
+    )
+    assert one == two
+    assert len(one) > 24
+
+
+def test_a_chat_of_two_turns_remembers_the_first(demo_bundle: Path) -> None:
+    questions = ("Tom has 3 apples and buys 4 more. How many apples does he have?", "And now?")
+    say = itertools.chain.from_iterable(("--say", question) for question in questions)
+    done = run("orin-run", "chat", demo_bundle, "--max-tokens", "24", *say)
+    assert re.fullmatch(r"> Tom .*\?\n.+\n> And now\?\n.+\n", done.stdout, re.DOTALL)
+    (first, answer), (second, _) = re.findall(r"^(\d+) prompt tokens, (\d+) generated", done.stderr, re.MULTILINE)
+    assert int(second) > int(first) + int(answer)
+
+
+def test_both_programs_inspect(demo_bundle: Path, bundle: Bundle) -> None:
+    board, host = succeed("orin-run", "inspect", demo_bundle), succeed("orin-export", "inspect", DEMO)
+    assert f"digest: sha256 {bundle.digest}\n" in board
+    for line in ("model: qwen3.5, 4 layers (1 with attention), hidden 256\n", "signature: none\n"):
+        assert line in board
+    for line in ("model: qwen3.5, hidden 256\n", "layers: 4, 1 with attention\n", "positions: 2048, capacity 1024\n"):
+        assert line in host
+
+
+def test_verify_prints_numbers_and_passes(demo_bundle: Path, bundle: Bundle) -> None:
+    lines = succeed("orin-export", "verify", demo_bundle).splitlines()
+    found = {name: float(value) for name, value in (line.split(": ") for line in lines)}
+    assert found.keys() == bundle.manifest.report.keys()
+    assert 0 < found["kl_mean"] < KL_INT4
+    assert found["kl_mean"] <= found["kl_max"]
+    assert found["positions"] == sum(len(case.prompt_tokens + case.tokens) for case in bundle.manifest.golden)
+
+
+def test_a_signed_bundle_on_its_way_to_a_board(demo_bundle: Path, tmp_path: Path) -> None:
+    for name in ("trusted", "others"):
+        (tmp_path / name).mkdir(mode=0o755)
+        assert "key" in succeed("orin-export", "keygen", f"{name}.pem", "--comment", name, cwd=tmp_path)
+        (tmp_path / f"{name}.pem.pub").rename(tmp_path / name / "key.pub")
+    arguments = ("build", DEMO, "--target", TARGET, "-o", "signed", "--sign", "trusted.pem")
+    succeed("orin-export", *arguments, cwd=tmp_path)
+    succeed("orin-export", "pack", "signed", "signed.tar", cwd=tmp_path)
+    refused(
+        run("orin-run", "unpack", "signed.tar", "board", "--keys", "others", cwd=tmp_path),
+        ("expected one of the trusted keys", "found key"),
+        78,
+    )
+    assert not (tmp_path / "board").exists()
+    assert (
+        succeed("orin-run", "unpack", "signed.tar", "board", "--keys", "trusted", cwd=tmp_path) == "board: unpacked\n"
+    )
+    assert content(tmp_path / "board") == content(tmp_path / "signed")
+    assert content(demo_bundle).items() < content(tmp_path / "signed").items()
+    assert "passed" in succeed("orin-run", "selftest", "board", "--keys", "trusted", cwd=tmp_path)
+    refused(run("orin-run", "selftest", "board", "--keys", "others", cwd=tmp_path), ("trusted keys",), 78)
+
+
+def test_a_bundle_is_signed_after_it_was_built(demo_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_bundle, tmp_path / "demo")
+    (tmp_path / "keys").mkdir(mode=0o755)
+    succeed("orin-export", "keygen", "keys/key", cwd=tmp_path)
+    refused(run("orin-run", "inspect", "demo", "--keys", "keys", cwd=tmp_path), ("expected a signature",), 78)
+    assert "signed with key" in succeed("orin-export", "sign", "demo", "--key", "keys/key", cwd=tmp_path)
+    assert "good, by a trusted key" in succeed("orin-run", "inspect", "demo", "--keys", "keys", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_side_by_side_as_alone(temperature: float, narrow: Bundle) -> None:
+    scheduler = start(narrow, "onnxruntime")
+    requests = [
+        request(scheduler, prompt, sampling=Sampling(temperature, seed=index), max_tokens=6 + index)
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    assert scheduler.num_free_slots == 4 < len(requests)
+    assert max(len(request.prompt) for request in requests) > 3 * 32
+    numbers = [scheduler.submit(request) for request in requests]
+    events: list[Event] = []
+    while not scheduler.is_idle:
+        events += scheduler.step()
+    for number, alone in zip(numbers, requests, strict=True):
+        assert tokens(events, number) == tokens(list(stream(start(narrow, "onnxruntime"), alone)))
+
+
+def test_an_answer_ends_at_the_first_of_all_limits(narrow: Bundle) -> None:
+    scheduler = start(narrow, "onnxruntime")
+    whole = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24)))
+    assert (ending(whole).reason, len(tokens(whole))) == ("length", 24)
+    stopped = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24, stop=(text(whole)[20:26],))))
+    assert (ending(stopped).reason, text(stopped)) == ("stop", text(whole)[: text(whole).index(text(whole)[20:26])])
+    last = tokens(whole)[9]
+    at_token = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24, stop_tokens=(last,))))
+    assert (ending(at_token).reason, tokens(at_token)) == ("stop", tokens(whole)[: tokens(whole).index(last) + 1])
+
+
+def test_an_answer_ends_where_the_slot_is_full(narrow: Bundle) -> None:
+    scheduler = start(narrow, "onnxruntime")
+    prompt = scheduler.tokenizer.encode(PROMPTS[1] * 9, scheduler.capacity)[: scheduler.capacity - 3]
+    assert len(prompt) == scheduler.capacity - 3
+    end = list(stream(scheduler, Request(prompt)))
+    assert len(tokens(end)) == 3 or ending(end).reason == "stop"
+
+
+@pytest.mark.parametrize("quantise", MATRIX, ids=lambda settings: "-".join(map(str, list(settings.values())[1:])))
+def test_every_format_is_exported_and_verified(quantise: dict[str, object], tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", quantise=quantise)
+    made = build(plan.read(recipe, CHECKPOINT), target.read(TARGET), tmp_path / "out")
+    assert made.manifest.report["kl_mean"] < KL_INT4
+    assert made.manifest.golden
+
+
+@pytest.mark.parametrize("activations", ["float16", "float32"])
+def test_nothing_quantised_is_exported_and_verified(activations: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", quantise={"method": "none"}, activations=activations)
+    made = build(plan.read(recipe, CHECKPOINT), target.read(TARGET), tmp_path / "out")
+    assert made.manifest.report["kl_mean"] < KL_INT4
