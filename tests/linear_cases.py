@@ -39,7 +39,8 @@ def linear_cases() -> Iterator[Case]:
                 seed += 1
                 options = ("", "n", "br", "nbr")[seed % 4] + ("s" if n % 2 == 0 and seed % 3 == 0 else "")
                 yield projection(seed, kind, tokens=tokens, n=n, k=k, options=options, float32_output=seed % 2)
-        for tokens in (1, 5, 16):
+        for tokens in (1, 8, 16):
+            yield projection(76, kind, tokens=tokens, n=4290, k=272, options="nr")
             yield projection(77, kind, tokens=tokens, n=40_001, k=272, options="nb")
         for tokens in (1, 16, 24):
             picked = with_rows(
@@ -47,7 +48,7 @@ def linear_cases() -> Iterator[Case]:
             )
             yield with_rows(picked, [-1] * tokens)
             yield picked
-            yield with_rows(projection(79, kind, tokens=64, n=98, k=320, options="b"), [-1, 64, 2, *range(5, tokens)])
+            yield with_rows(projection(79, kind, tokens=64, n=98, k=320, options="b"), [-1, -1, 2, *range(5, tokens)])
         yield projection(80, kind, tokens=2047, n=1030, k=528, options="n")
         yield projection(81, kind, tokens=700, n=514, k=528, options="ns")
     for n, k in PROJECTIONS.values():

@@ -15,7 +15,7 @@ from orinkit_export.checkpoint import INDEX, WEIGHTS
 from programs import tensors, write_recipe
 
 Act = Callable[[Path], object]
-UP = "model.layers.0.mlp.up_proj.weight"
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.3.mlp.down_proj.weight"
 
 
 def nothing(folder: Path) -> None:

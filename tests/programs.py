@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tokenizers
 import yaml
 from numpy.typing import NDArray
+from tokenizers import decoders, models
 
-from orinkit_export.checkpoint import Checkpoint
+import small_models
+from orinkit_export import safetensors
+from orinkit_export.checkpoint import CONFIG, WEIGHTS, Checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO, TARGET = ROOT / "recipes/demo.yaml", ROOT / "targets/host.yaml"
@@ -28,7 +35,16 @@ PLAIN = {
     "golden": {"prompts": ["ROMEO:", "Tom has 3 apples and buys"], "tokens": 4},
 }
 """A recipe for a copy of the demo's checkpoint that is soon verified."""
-PROGRESS = re.compile(r"\w+: .* in [\d.]+ s|verify: golden .*")
+SMALL = {
+    "name": "small",
+    "checkpoint": {"path": "checkpoint"},
+    "shapes": {"capacity": 64, "slots": 2, "chunk": 32},
+    "quantise": {"group_size": 32},
+    "calibration": {"sequences": 2, "tokens": 32},
+    "golden": {"prompts": ["ROMEO:", "To be, or not to be", "1 2 3"], "tokens": 4},
+}
+"""A recipe for a small random model, which is soon calibrated."""
+PROGRESS = re.compile(r"[\w ]+: .* in [\d.]+ s|verify: golden .*|not used: .*")
 OPEN = {"orin-export": "orinkit_export.cli", "orin-run": "orinkit.cli"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -66,6 +82,25 @@ def desk(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(CHECKPOINT, folder / "checkpoint")
     write_recipe(folder / "recipe.yaml")
+    return folder
+
+
+def small_desk(folder: Path) -> Path:
+    """A folder with `recipe.yaml` and a checkpoint of a small random model, whose tokens are characters."""
+    path = folder / "checkpoint"
+    opened = small_models.checkpoint("qwen3_5-2-4", path)
+    text_config = opened.config["text_config"] | {"intermediate_size": 128}
+    (path / CONFIG).write_text(json.dumps(opened.config | {"text_config": text_config}), encoding="utf-8")
+    content = tensors(path)
+    for name, array in content.items():
+        if ".mlp." in name:
+            content[name] = np.pad(array, ((0, 0), (0, 16)) if "down" in name else ((0, 16), (0, 0)), "edge")
+    safetensors.write(path / WEIGHTS, content)
+    characters = {character: index for index, character in enumerate(string.printable[:95] + "\n")}
+    tokenizer = tokenizers.Tokenizer(models.BPE(characters, []))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(path / "tokenizer.json"))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     return folder
 
 

@@ -29,6 +29,10 @@ DRAW_TOLERANCE = 4e-6
 """Difference of scores plus Gumbel numbers that float32 may not tell apart."""
 
 
+TIE_DIGITS = 9
+"""Decimals from which scores count as equal, so that the lower id comes first."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of logits and all that its token depends on."""
@@ -108,10 +112,10 @@ def is_explained(row: Row, token: int) -> bool:
     for biased, bias in s.logit_bias.items():
         scores[biased] += bias
     for seen in row.history.seen:
-        scores[seen] *= s.repetition_penalty if scores[seen] < 0 else 1 / s.repetition_penalty
+        scores[seen] = scores[seen] * s.repetition_penalty if scores[seen] < 0 else scores[seen] / s.repetition_penalty
     for written, count in row.history.output.items():
         scores[written] -= s.presence_penalty + s.frequency_penalty * count
-    scores = (scores - scores.max()) / s.temperature
+    scores = np.round((scores - scores.max()) / s.temperature, TIE_DIGITS)
     order = np.argsort(-scores, kind="stable")[: s.top_k or None]
     masses = np.exp(scores[order])
     before = (np.cumsum(masses) - masses) / masses.sum()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mistakes import (
+    DOWN,
     UP,
     Act,
     config,
@@ -30,7 +31,6 @@ from programs import TARGET, desk, listing, refused, run, succeed
 
 BUILD: tuple[str | Path, ...] = ("build", "recipe.yaml", "--target", TARGET, "-o", "out")
 BLOB = "checkpoint/model.safetensors"
-DOWN = "model.layers.3.mlp.down_proj.weight"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def own_target(board: str) -> Act:
     return file("target.yaml", f"id: mine\nboard: {board}\nstack: stack.yaml\n")
 
 
-ELSEWHERE = {"path": "elsewhere", "repository": "organisation/model"}
+COMMIT = "0123456789" * 4
+ELSEWHERE = {"path": "elsewhere", "repository": "organisation/model", "revision": COMMIT}
 MINE = (*BUILD[:3], "target.yaml", *BUILD[4:])
 SETTINGS = {
     "no recipe": Wrong(removed("recipe.yaml"), ("recipe.yaml: no such file", "give the path of a YAML file")),
@@ -70,7 +71,9 @@ SETTINGS = {
     "huge golden prompt": Wrong(golden("no " * 999), ("golden: prompts: 'no no", "at most 512 bytes", "found 2997")),
     "no target": Wrong(nothing, ("target.yaml: no such file",), arguments=MINE),
     "no board": Wrong(own_target("boards/none.yaml"), ("target.yaml: ", "boards/none.yaml: no such"), arguments=MINE),
-    "no folder": Wrong(recipe(checkpoint=ELSEWHERE), ("hf download organisation/model --local-dir elsewhere",)),
+    "no folder": Wrong(
+        recipe(checkpoint=ELSEWHERE), (f"hf download organisation/model --revision {COMMIT} --local-dir elsewhere",)
+    ),
     "no folder known": Wrong(recipe(checkpoint={"path": "none"}), ("none: expected a checkpoint folder, found none",)),
     "group size": Wrong(wider_blocks, ("layers.0.down.weight: ", "128", "800")),
 }

@@ -8,7 +8,6 @@ at the layer with the highest number.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +19,11 @@ from numpy.typing import NDArray
 
 from orinkit.engines import open_program
 from orinkit.engines.base import Program
-from orinkit.errors import ConfigError
 from orinkit.model import LayerSpec, ModelSpec
 from orinkit.ops.description import rms_norm
 from orinkit.recipe import Calibration
 from orinkit.runtime.tokenizer import Tokenizer
-from orinkit_export import graph
+from orinkit_export import graph, texts
 from orinkit_export.disk import writing
 from orinkit_export.folds import Arrays
 from orinkit_export.progress import Advance
@@ -72,38 +70,7 @@ def sequences(settings: Calibration, folder: Path, tokenizer: Tokenizer) -> NDAr
     Raises ConfigError: no such text, or too little of it.
     """
     source = DEFAULT_TEXT if settings.text is None else folder / settings.text
-    ids: list[int] = []
-    for text in _texts(source):
-        ids.extend(tokenizer.encode(text, len(text.encode()) + 16))
-    blocks = len(ids) // settings.tokens
-    if blocks == 0:
-        raise ConfigError(
-            f"calibration: text: expected at least {settings.tokens} tokens in {source}, found {len(ids)}"
-        )
-    chosen = np.unique(np.linspace(0, blocks - 1, min(blocks, settings.sequences)).astype(np.intp))
-    return np.array(ids[: blocks * settings.tokens], np.int32).reshape(blocks, settings.tokens)[chosen]
-
-
-def _texts(source: Path) -> Iterator[str]:
-    """Texts of a file, of a folder's files in order of name, or of JSON lines: their values that are texts."""
-    if source.is_dir():
-        for path in sorted(source.iterdir()):
-            yield from _texts(path)
-        return
-    try:
-        content = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"calibration: text: expected UTF-8 text at {source}, found: {error}") from None
-    if source.suffix != ".jsonl":
-        yield content
-        return
-    for number, line in enumerate(content.splitlines(), 1):
-        try:
-            data = json.loads(line)
-        except ValueError:
-            raise ConfigError(f"{source}: line {number}: expected JSON, found {line[:60]!r}") from None
-        values = data.values() if isinstance(data, dict) else [data]
-        yield "\n".join(value for value in values if isinstance(value, str)) + "\n"
+    return texts.sequences("calibration", source, settings.sequences, settings.tokens, tokenizer)
 
 
 class Hidden:
@@ -172,6 +139,14 @@ class LayerRunner:
                 yield results["out"]
 
         return statistics, rows()
+
+    def forward(
+        self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32, advance: Advance
+    ) -> Iterator[Float32]:
+        """Output rows of layer `index`, sequence by sequence, without statistics; arguments as of `run`."""
+        for sequence in hidden:
+            yield self._layer(index, arrays, shared, np.ascontiguousarray(sequence))["out"]
+            advance(len(sequence))
 
     def _layer(self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32) -> Mapping[str, Float32]:
         layer = self._spec.layers[index]

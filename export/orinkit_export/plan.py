@@ -19,10 +19,14 @@ from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestErr
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
-from orinkit_export import architectures, calibrate, quantise
+from orinkit_export import architectures, calibrate, quantise, texts
 from orinkit_export.checkpoint import Checkpoint
 from orinkit_export.safetensors import parse_object
 from orinkit_export.weights import Weight, Weights
+
+
+EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
+"""What a recipe without a text of its own is evaluated on; nothing of it is in the calibration text."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,31 @@ class Plan:
     spec: ModelSpec
     tokenizer: Tokenizer
     folder: Path
-    """Where the recipe lies; its calibration text is relative to it."""
+    """Where the recipe lies; its texts are relative to it."""
 
     def calibration_ids(self) -> NDArray[np.int32]:
         """Token ids [sequences, tokens] of the calibration text. Raises ConfigError."""
         return calibrate.sequences(self.recipe.calibration, self.folder, self.tokenizer)
 
+    def evaluation_ids(self) -> NDArray[np.int32]:
+        """Token ids [sequences, tokens] of the evaluation text. Raises ConfigError."""
+        settings = self.recipe.evaluation
+        source = EVALUATION_TEXT if settings.text is None else self.folder / settings.text
+        tokens = min(settings.tokens, self.recipe.shapes.capacity)
+        return texts.sequences("evaluation", source, settings.sequences, tokens, self.tokenizer)
+
     def embedding(self) -> Weight:
         """The embedding's rows."""
         return next(weight for weight in self.stored() if weight.role == "embedding")
+
+    def head(self) -> Weight:
+        """The head's rows; the embedding's where they are one tensor."""
+        return next((weight for weight in self.stored() if weight.role == "head"), self.embedding())
+
+    def parameters(self) -> int:
+        """How many weights the model has; those that embedding and head share count once."""
+        counted = (w for w in self.stored() if w.sources and not (w.role == "head" and self.spec.tied))
+        return sum(math.prod(weight.shape) for weight in counted)
 
     def stored(self) -> list[Weight]:
         """The weights that the graph's data file holds, none read yet."""
@@ -65,11 +85,13 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
     Raises ConfigError, CheckpointError.
     """
     chosen = recipe.read(recipe_path)
-    folder = checkpoint or recipe_path.parent / chosen.checkpoint.path
-    if not folder.is_dir() and chosen.checkpoint.repository:
+    source = chosen.checkpoint
+    folder = checkpoint or recipe_path.parent / source.path
+    if not folder.is_dir() and source.repository:
+        revision = f" --revision {source.revision}" if source.revision else ""
         raise CheckpointError(
             f"{folder}: no such folder; get the checkpoint with: "
-            f"hf download {chosen.checkpoint.repository} --local-dir {folder}"
+            f"hf download {source.repository}{revision} --local-dir {folder}"
         )
     opened = Checkpoint.open(folder, allow_nonfinite)
     spec = architectures.model_spec(opened.text_config, _generation_config(opened))

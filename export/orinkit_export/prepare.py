@@ -61,6 +61,19 @@ def weights(plan: Plan, folder: Path) -> Iterator[Prepared]:
     shutil.rmtree(folder / "calibration")
 
 
+def embedded(embedding: Weight, ids: NDArray[np.int32]) -> Iterator[Float32]:
+    """Rows [tokens, H] of each sequence of `ids` [sequences, tokens], with one block of the embedding in memory."""
+    unique, places = np.unique(ids, return_inverse=True)
+    rows = np.empty((len(unique), embedding.shape[1]), np.float32)
+    start = 0
+    for block in embedding.blocks():
+        inside = (unique >= start) & (unique < start + len(block))
+        rows[inside] = block[unique[inside] - start]
+        start += len(block)
+    for sequence in places.reshape(ids.shape):
+        yield rows[sequence]
+
+
 def record_error(folder: Path, weight: Weight, error: float | None) -> None:
     """Keep the relative output error of a stored matrix for the report."""
     if error is not None:
@@ -87,7 +100,7 @@ class _Calibrated:
     def weights(self) -> Iterator[Prepared]:
         layers = range(len(self._plan.spec.layers))
         if self._hidden.next_layer is None:
-            self._hidden.write((*self._ids.shape, self._plan.spec.hidden), self._embedded())
+            self._hidden.write((*self._ids.shape, self._plan.spec.hidden), embedded(self._plan.embedding(), self._ids))
             self._hidden.commit(0)
         first = self._hidden.next_layer or 0
         yield from ((weight, None) for weight in self._stored if weight.name.startswith(("embedding.", "rope.")))
@@ -95,18 +108,6 @@ class _Calibrated:
             yield from self._layer(index)
             self._hidden.commit(index + 1)
         yield from self._head(len(layers))
-
-    def _embedded(self) -> Iterator[Float32]:
-        """Embedding rows of each calibration sequence."""
-        unique, places = np.unique(self._ids, return_inverse=True)
-        rows = np.empty((len(unique), self._plan.spec.hidden), np.float32)
-        start = 0
-        for block in self._plan.embedding().blocks():
-            inside = (unique >= start) & (unique < start + len(block))
-            rows[inside] = block[unique[inside] - start]
-            start += len(block)
-        for sequence in places.reshape(self._ids.shape):
-            yield rows[sequence]
 
     def _layer(self, index: int) -> Iterator[Prepared]:
         prefix = f"layers.{index}."

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from orinkit.bundle import GoldenCase
-from orinkit.engines.base import Engine, Float32, Profile, StepInputs
+from orinkit.engines.base import Engine, Float32, Int32, Profile, StepInputs
 from orinkit.errors import VerificationError
 from orinkit.recipe import Recipe
 from orinkit.runtime.batch import Row
@@ -84,9 +84,11 @@ def _continue(stepper: Stepper, ids: tuple[int, ...], count: int, eos: frozenset
 
 def agreement(graph: Path, engine: Engine, sequences: Sequence[Sequence[int]], chunk: int) -> Agreement:
     """Run every sequence through the references and through the engine. Raises VerificationError."""
+    if not sequences:
+        raise VerificationError("expected golden prompts to compare on, found none; export again with some")
     reference = ReferenceGraph(ir.load(graph))
     expected = reference.logits(sequences)
-    found = np.concatenate([_engine_logits(engine, sequence, chunk) for sequence in sequences])
+    found = np.concatenate([part for sequence in sequences for part in engine_logits(engine, sequence, chunk)])
     divergence = kl_divergence(expected, found)
     return Agreement(
         kl_mean=float(divergence.mean()),
@@ -106,17 +108,15 @@ def check(found: Agreement) -> None:
         )
 
 
-def _engine_logits(engine: Engine, sequence: Sequence[int], chunk: int) -> Float32:
-    """Logits of all positions [T, V], computed in chunks."""
+def engine_logits(engine: Engine, sequence: Sequence[int] | Int32, chunk: int) -> Iterator[Float32]:
+    """Logits [T, V] of all positions of a sequence, at most `chunk` positions at a time."""
     caches = engine.caches(1, len(sequence), chunk)
     context = engine.context(Profile("verify", chunk, 1), caches)
-    parts = []
     for start in range(0, len(sequence), chunk):
         ids = np.array(sequence[start : start + chunk], np.int32)
         count = len(ids)
         step = StepInputs(ids, _ints(0, count), _ints(start), _ints(0), np.arange(count, dtype=np.int32))
-        parts.append(context.run(step).copy())
-    return np.concatenate(parts)
+        yield context.run(step).copy()
 
 
 def _ints(*values: int) -> NDArray[np.int32]:

@@ -20,12 +20,15 @@ from numpy.typing import NDArray
 
 from orinkit.errors import CheckpointError
 from orinkit.model import Attention, GatedDelta, ModelSpec, Rope
+from orinkit_export import imports
 from orinkit_export.architectures import by_name
 from orinkit_export.checkpoint import Checkpoint
+from orinkit_export.imports import Array, Fuse, Integers, Part
 
 Float32 = NDArray[np.float32]
-Role = Literal["embedding", "head", "projection", "gated_delta", "wide", "float32"]
-"""How a weight may be stored: the first four by the recipe, `wide` in the activation type, `float32` always so."""
+Role = Literal["embedding", "head", "projection", "gated_delta", "imported", "wide", "float32"]
+"""How a weight may be stored: the first four by the recipe, `imported` as the checkpoint's integers, `wide` in the
+activation type, `float32` always so."""
 
 BLOCK_ROWS = 8192
 """Rows of a vocabulary matrix that are in memory at a time."""
@@ -41,13 +44,17 @@ class Weight:
     sources: tuple[str, ...]
     """The checkpoint's tensors that it is made of."""
     blocks: Callable[[], Iterator[Float32]]
+    integers: Integers | None = None
+    """What is stored of a weight whose role is `imported`."""
 
 
 class Weights:
     """The weights of a model in the order in which they are stored."""
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, positions: int) -> None:
+        """Raises CheckpointError: the checkpoint is quantised in a way that the ops cannot represent."""
         self._checkpoint = checkpoint
+        self._format = imports.stored_format(checkpoint)
         self._spec = spec
         self._positions = positions
         self._unit = by_name(spec.architecture).unit_norms
@@ -70,6 +77,12 @@ class Weights:
         yield self._vocabulary("head", "model.embed_tokens.weight" if self._spec.tied else "lm_head.weight", "head")
 
     def _vocabulary(self, ours: str, theirs: str, role: Role) -> Weight:
+        shape, module = (self._spec.vocab, self._spec.hidden), theirs.removesuffix(".weight")
+        if integers := self._integers((module,), shape, lambda part: part(module, shape[0])):
+            if role == "embedding" or self._spec.tied:
+                raise 
+            return _imported(f"{ours}.weight", integers)
+
         def blocks() -> Iterator[Float32]:
             expected, found = (self._spec.vocab, self._spec.hidden), self._checkpoint.shape(theirs)
             if found != expected:

@@ -19,7 +19,7 @@ from orinkit.errors import OrinError
 from orinkit.ops import VERSIONS
 from orinkit_export import plan
 from orinkit_export.build import build
-from programs import ENVIRONMENT, PROGRESS, TARGET, command, content, desk, listing, refused, run, succeed
+from programs import ENVIRONMENT, PROGRESS, TARGET, command, content, desk, listing, refused, run, small_desk, succeed
 
 BUILD: tuple[str | Path, ...] = ("build", "recipe.yaml", "--target", TARGET, "-o", "out")
 MOMENTS = 10
@@ -66,6 +66,16 @@ STARVED = (
     "open verify.json",
     "shutil.copyfile model.data",
     "open .bundle.manifest.json.part",
+)
+CALIBRATING = (
+    "open next.npy",
+    "os.rename next.npy",
+    "open layers.0.mixer.fold.json",
+    "open layers.1.gate_up.weight.json",
+    "open hidden-2.npy",
+    "open head.weight.json",
+    "shutil.rmtree calibration",
+    "open model.onnx",
 )
 INTERRUPTED = (
     "open model.data",
@@ -208,6 +218,19 @@ def test_a_build_that_is_killed_at_any_event_is_finished_by_the_next(undisturbed
     finish(replacing)
     assert content(replacing / "out") == bundles["new"]
     assert only_the_bundle(replacing)
+
+
+def test_a_calibrated_build_that_is_killed_goes_on_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "OPENBLAS_NUM_THREADS", "1")  # sums of another order round otherwise
+    whole, folder = small_desk(tmp_path / "whole"), small_desk(tmp_path / "killed")
+    succeed("orin-export", *BUILD, cwd=whole)
+    for event in CALIBRATING:
+        assert at(event, "SIGKILL", folder).returncode == -signal.SIGKILL, event
+    succeed("orin-export", *BUILD, cwd=folder)
+    assert content(folder / "out") == content(whole / "out")
+    assert only_the_bundle(folder)
 
 
 def test_a_build_that_is_killed_at_any_moment_is_finished_by_the_next(undisturbed: Path, tmp_path: Path) -> None:

@@ -71,6 +71,40 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What an export may lose; a bound that is left out is the one for models of that size (docs/quality.md)."""
+
+    perplexity_increase: float | None = None
+    """Most per cent."""
+    kl_mean: float | None = None
+    """Largest mean KL divergence in nats."""
+    top1: float | None = None
+    """Least share of positions at which both models would choose the same token, 0 to 1."""
+
+    def validate(self) -> None:
+        for name, limit in (("perplexity_increase", 1e6), ("kl_mean", 1e3), ("top1", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                _check_range(name, value, 0, limit)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The text on which an export is compared with the float model, and how far it may be from it."""
+
+    text: str | None = None
+    """As of `calibration`; without it, a text that orinkit brings and that its calibration text has nothing of."""
+    sequences: int = 8
+    tokens: int = 512
+    """Length of each sequence, at most the capacity."""
+    bounds: Bounds = field(default_factory=Bounds)
+
+    def validate(self) -> None:
+        _check_range("sequences", self.sequences, 1, 4096)
+        _check_range("tokens", self.tokens, 16, 8192)
+
+
+@dataclass(frozen=True)
 class Shapes:
     """What the contexts are built for."""
 
@@ -114,6 +148,7 @@ class Recipe:
     shapes: Shapes
     quantise: Quantise = field(default_factory=Quantise)
     calibration: Calibration = field(default_factory=Calibration)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     activations: Literal["float16", "float32"] = "float16"
     """Type between ops; float32 is for verification on a host."""
     golden: Golden = field(default_factory=Golden)
@@ -126,7 +161,7 @@ class Recipe:
             )
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name}: expected {low} to {high}, found {value}")
 

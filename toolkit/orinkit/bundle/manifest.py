@@ -28,6 +28,7 @@ GRAPH = "model.onnx"
 DATA = "model.data"
 TOKENIZER = "tokenizer/tokenizer.json"
 PLUGINS = "plugins/liborin_plugins.so"
+KERNELS = "plugins/liborin_kernels.so"
 
 SUFFIXES = frozenset({"", ".data", ".jinja", ".json", ".md", ".onnx", ".so", ".txt"})
 """An allow-list, because every loader has a suffix of its own for pickle."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orinkit.bundle.manifest import DATA, KERNELS
 from orinkit.config import nearest
 from orinkit.engines.base import Engine, Program
 from orinkit.errors import EngineError
@@ -27,7 +28,16 @@ def _onnxruntime(graph: Path, model: ModelSpec) -> Engine:
     return engine
 
 
-ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {"onnxruntime": _onnxruntime}
+def _cuda(graph: Path, model: ModelSpec) -> Engine:
+    try:
+        module = importlib.import_module("orinkit.engines.cuda")
+    except ImportError as error:
+        raise EngineError(f"this engine needs two more packages ({error}); run: pip install orinkit[cuda]") from None
+    engine: Engine = module.CudaEngine(graph, graph.parent / DATA, model, graph.parent / KERNELS)
+    return engine
+
+
+ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {"onnxruntime": _onnxruntime, "cuda": _cuda}
 """How each engine is opened."""
 
 

@@ -31,6 +31,8 @@ class Profile:
     """Most tokens of all sequences together (T)."""
     sequences: int
     """Most sequences (B)."""
+    logit_rows: int = 0
+    """Most rows of logits (R); 0 = one for each sequence."""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,14 @@ class KernelLibrary:
         self._library.orin_device(values)
         return Device(*values)
 
+    def fields(self, launcher: str) -> dict[str, str]:
+        """Names of a launcher's struct with their kinds: P pointer, I int32, F float32. Raises EngineError."""
+        describe = getattr(self._library, f"orin_{launcher}_fields", None)
+        if describe is None:
+            raise EngineError(f"the kernel library has no launcher {launcher!r}; build it again with: make kernels")
+        describe.restype = ctypes.c_char_p
+        return {name: kind for kind, name in (line.split() for line in describe().decode().splitlines())}
+
     def arguments(self, launcher: str, **values: int | float | None) -> ctypes.Structure:
         """The struct of a launcher: addresses (None = absent), integers and floats by name; all must be given."""
         struct = self._struct(launcher)
@@ -68,12 +76,7 @@ class KernelLibrary:
 
     def _struct(self, launcher: str) -> type[ctypes.Structure]:
         if launcher not in self._structs:
-            describe = getattr(self._library, f"orin_{launcher}_fields", None)
-            if describe is None:
-                raise EngineError(f"the kernel library has no launcher {launcher!r}; build it again with: make kernels")
-            describe.restype = ctypes.c_char_p
-            pairs = [line.split() for line in describe().decode().splitlines()]
-            fields = [(name, _KINDS[kind]) for kind, name in pairs]
+            fields = [(name, _KINDS[kind]) for name, kind in self.fields(launcher).items()]
             self._structs[launcher] = type(launcher, (ctypes.Structure,), {"_fields_": fields})
         return self._structs[launcher]
 

@@ -17,13 +17,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
+from orinkit.engines.rings import ring_rows
 from orinkit.errors import EngineError
 
 _DTYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 _STATE_PREFIXES = ("kv_", "conv_", "rec_")
-
-RING_ROUNDING = 64
-"""A windowed cache holds the window plus the longest step, rounded up to a multiple of this many rows."""
 
 
 class OrtCaches:
@@ -152,7 +150,7 @@ class OrtEngine:
         arrays = {}
         for value in self._session.get_inputs():
             if value.name.startswith(_STATE_PREFIXES):
-                rows = self._rows(value.name, capacity, chunk)
+                rows = ring_rows(self._windows.get(value.name, 0), capacity, chunk)
                 shape = [slots, *(rows if isinstance(size, str) else size for size in value.shape[1:])]
                 arrays[value.name] = np.zeros(shape, _DTYPES[value.type])
         return OrtCaches(arrays, slots, capacity, chunk)
@@ -161,11 +159,6 @@ class OrtEngine:
         if not isinstance(caches, OrtCaches):
             raise EngineError("expected caches made by this engine; call caches() first")
         return OrtContext(self._session, profile, caches)
-
-    def _rows(self, name: str, capacity: int, chunk: int) -> int:
-        window = self._windows.get(name, 0)
-        ring = -(-(window + chunk) // RING_ROUNDING) * RING_ROUNDING
-        return min(capacity, ring) if window else capacity
 
 
 def _session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:

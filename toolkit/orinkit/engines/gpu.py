@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA runtime through cuda-python, as far as an engine needs it: memory, copies, one stream, captures.
+
+Everything is allocated before the first request; `Gpu.num_allocations` lets a test prove it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cuda.bindings import runtime as rt
+from numpy.typing import NDArray
+
+from orinkit.errors import EngineError
+
+ALIGNMENT = 256
+"""Bytes that device addresses are multiples of."""
+
+
+def check(result: tuple[Any, ...]) -> Any:
+    """The values of a runtime call. Raises EngineError: the call failed."""
+    error, *values = result
+    if error != rt.cudaError_t.cudaSuccess:
+        _, text = rt.cudaGetErrorString(error)
+        raise EngineError(f"CUDA error {int(error)}, {error.name}: {text.decode()}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+class Memory:
+    """A piece of device memory that is kept as long as the object lives."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = int(check(rt.cudaMalloc(max(nbytes, ALIGNMENT))))
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            rt.cudaFree(self.address)
+
+
+class Pinned:
+    """Host memory that the device copies from and to without the host's help, as a NumPy array."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        nbytes = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self.address = int(check(rt.cudaHostAlloc(nbytes, rt.cudaHostAllocDefault)))
+        raw = (ctypes.c_byte * nbytes).from_address(self.address)
+        self.array: NDArray[Any] = np.frombuffer(raw, dtype, int(np.prod(shape))).reshape(shape)
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            rt.cudaFreeHost(self.address)
+
+
+class Gpu:
+    """Device 0 and the one stream on which everything runs."""
+
+    def __init__(self) -> None:
+        """Raises EngineError: no driver, no device."""
+        check(rt.cudaSetDevice(0))
+        check(rt.cudaFree(0))
+        self.stream = int(check(rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)))
+        self.num_allocations = 0
+
+    def allocate(self, nbytes: int) -> Memory:
+        """Device memory with any contents. Raises EngineError."""
+        self.num_allocations += 1
+        return Memory(nbytes)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> Pinned:
+        """Pinned host memory with any contents. Raises EngineError."""
+        self.num_allocations += 1
+        return Pinned(shape, dtype)
+
+    def zero(self, address: int, nbytes: int) -> None:
+        check(rt.cudaMemsetAsync(address, 0, nbytes, self.stream))
+
+    def upload(self, address: int, host: NDArray[Any]) -> None:
+        """Copy a contiguous host array to the device and wait for it."""
+        check(rt.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, _TO_DEVICE, self.stream))
+        self.synchronise()
+
+    def send(self, address: int, host: Pinned, nbytes: int) -> None:
+        """Enqueue a copy to the device."""
+        check(rt.cudaMemcpyAsync(address, host.address, nbytes, _TO_DEVICE, self.stream))
+
+    def receive(self, host: Pinned, address: int, nbytes: int) -> None:
+        """Enqueue a copy to the host."""
+        check(rt.cudaMemcpyAsync(host.address, address, nbytes, _TO_HOST, self.stream))
+
+    def synchronise(self) -> None:
+        check(rt.cudaStreamSynchronize(self.stream))
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Capture what `work` enqueues; gives the function that launches it. Raises EngineError."""
+        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(rt.cudaStreamBeginCapture(self.stream, mode))
+        try:
+            work()
+        finally:
+            graph = check(rt.cudaStreamEndCapture(self.stream))
+        executable = check(rt.cudaGraphInstantiate(graph, 0))
+        check(rt.cudaGraphDestroy(graph))
+        return lambda: check(rt.cudaGraphLaunch(executable, self.stream))
+
+
+_TO_DEVICE = rt.cudaMemcpyKind.cudaMemcpyHostToDevice
+_TO_HOST = rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
