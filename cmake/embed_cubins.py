@@ -18,8 +18,8 @@ def main() -> None:
     for cubin in cubins:
         module, architecture, _ = cubin.name.split(".")
         symbol = f"orin_cubin_{module}_{architecture}"
-        blobs += [f".global {symbol}", ".balign 64", f"{symbol}:", f'.incbin "{cubin}"', ".byte 0"]
-        declarations.append(f'extern "C" const unsigned char {symbol}[];')
+        blobs += [f".global {symbol}", f".hidden {symbol}", ".balign 64", f"{symbol}:", f'.incbin "{cubin}"', ".byte 0"]
+        declarations.append(f'extern "C" __attribute__((visibility("hidden"))) const unsigned char {symbol}[];')
         rows.append(f'    {{"{module}", {architecture.removeprefix("sm_")}, {symbol}}},')
     blobs.append('.section .note.GNU-stack, "", %progbits')
     assembler.write_text("\n".join(blobs) + "\n", encoding="utf-8")

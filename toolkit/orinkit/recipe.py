@@ -41,10 +41,10 @@ class Source:
 class Quantise:
     """How weights are stored."""
 
-    method: Literal["none", "rtn", "awq", "gptq", "awq+gptq"] = "awq+gptq"
+    method: Literal["none", "rtn", "awq", "gptq", "awq+gptq", "import"] = "awq+gptq"
     """`rtn` rounds each weight to the nearest of 16 levels; `awq` first scales channels by what text activates; `gptq`
     spreads rounding errors over the columns to come; `none` keeps every matrix in the activation type, for
-    verification."""
+    verification; `import` keeps the integers of a checkpoint that is quantised already."""
     group_size: Literal[32, 64, 128] = 128
     """Weights along the inner dimension that share one scale: fewer are more exact, larger and slower."""
     head: Literal["int4", "int8", "float16"] = "int4"
@@ -155,9 +155,10 @@ class Recipe:
 
     def validate(self) -> None:
         config.check_name("name", self.name)
-        if self.activations == "float32" and self.quantise.method != "none":
+        if self.activations == "float32" and self.quantise.method not in ("none", "import"):
             raise ConfigError(
-                "activations: float32 is for verification without quantisation; set quantise: {method: none}"
+                "activations: float32 is for verification without quantisation; set quantise: {method: none}, or "
+                "{method: import} for a checkpoint that is quantised already"
             )
 
 

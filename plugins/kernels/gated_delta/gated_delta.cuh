@@ -9,7 +9,19 @@ namespace orin {
 
 constexpr float kL2Eps = 1e-6f;  // added to the sum of squares when q and k are normalised
 
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
+// exp(x) in two instructions, without the steps that keep denormal numbers. Volatile, so that a choice between the result
+// and zero stays a choice and does not become a branch.
+__device__ __forceinline__ float fast_exp(float x) {
+  float e;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(e) : "f"(x * 1.44269504f));
+  return e;
+}
+
+__device__ __forceinline__ float silu(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(r) : "f"(1.f + fast_exp(-x)));
+  return x * r;
+}
 
 template <int lanes = 32>
 __device__ __forceinline__ float sum_over(float x) {
@@ -25,30 +37,32 @@ __device__ __forceinline__ uint32 pack(float low, float high) {
 
 __device__ __forceinline__ float2 unpack(uint32 pair) { return __half22float2(*reinterpret_cast<const half2*>(&pair)); }
 
-// N neighbouring halves (2 or 4), aligned.
+// N neighbouring halves, aligned, as pairs.
 template <int N>
-__device__ __forceinline__ void load_halves(const half* from, float (&to)[N]) {
-  uint32 raw[N / 2];
-  if constexpr (N == 4) {
-    const uint2 v = *reinterpret_cast<const uint2*>(from);
-    raw[0] = v.x, raw[1] = v.y;
-  } else {
-    raw[0] = *reinterpret_cast<const uint32*>(from);
-  }
+struct alignas(2 * N) Halves {
+  uint32 pair[N / 2];
+};
+
+template <int N>
+__device__ __forceinline__ Halves<N> load_halves(const half* from) {
+  return *reinterpret_cast<const Halves<N>*>(from);
+}
+
+template <int N>
+__device__ __forceinline__ void widen(const Halves<N>& from, float (&to)[N]) {
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) {
-    const float2 pair = unpack(raw[i]);
+    const float2 pair = unpack(from.pair[i]);
     to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
   }
 }
 
 template <int N>
 __device__ __forceinline__ void store_halves(half* to, const float (&from)[N]) {
-  if constexpr (N == 4) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(pack(from[0], from[1]), pack(from[2], from[3]));
-  } else {
-    *reinterpret_cast<uint32*>(to) = pack(from[0], from[1]);
-  }
+  Halves<N> out;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) out.pair[i] = pack(from[2 * i], from[2 * i + 1]);
+  *reinterpret_cast<Halves<N>*>(to) = out;
 }
 
 struct Gates {
@@ -56,11 +70,15 @@ struct Gates {
   float beta;       // sigmoid(b)
 };
 
-__device__ __forceinline__ Gates gates(const GatedDeltaParams& p, int token, int head) {
-  const half* row = static_cast<const half*>(p.ba) + size_t(token) * 2 * p.value_heads + head;
-  const float b = __half2float(row[0]), a = __half2float(row[p.value_heads]) + p.dt_bias[head];
-  const float softplus = fmaxf(a, 0.f) + log1pf(expf(-fabsf(a)));
-  return {-expf(p.a_log[head]) * softplus, 1.f / (1.f + expf(-b))};
+// Values, not addresses: who loads them early does not wait for one after the other here.
+__device__ __forceinline__ Gates make_gates(float a_log, float dt_bias, half b, half a) {
+  const float x = __half2float(a) + dt_bias, softplus = fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
+  return {-expf(a_log) * softplus, __fdividef(1.f, 1.f + expf(-__half2float(b)))};
+}
+
+// b of a token and head; a lies value_heads further.
+__device__ __forceinline__ const half* gate_inputs(const GatedDeltaParams& p, int token, int head) {
+  return static_cast<const half*>(p.ba) + size_t(token) * 2 * p.value_heads + head;
 }
 
 struct Sequence {
@@ -69,14 +87,10 @@ struct Sequence {
   bool is_fresh;   // the slot's state counts as zero and may hold anything
 };
 
-// Sequence number p.sequences is the padded one behind the last: tokens that belong to nobody.
 __device__ __forceinline__ Sequence sequence(const GatedDeltaParams& p, int b) {
-  if (b == p.sequences) return {p.cu_seqlens[b], p.tokens, -1, true};
   return {p.cu_seqlens[b], p.cu_seqlens[b + 1], p.slots[b], p.past_lens[b] == 0};
 }
 
-__device__ __forceinline__ int channels(const GatedDeltaParams& p, int dim) {
-  return (2 * p.key_heads + p.value_heads) * dim;
-}
+__device__ __forceinline__ int conv_heads(const GatedDeltaParams& p) { return 2 * p.key_heads + p.value_heads; }
 
 }  // namespace orin

@@ -10,61 +10,75 @@ namespace {
 constexpr int kWarps = kChunk / 16;
 
 template <int D>
-struct alignas(16) Output {
-  half k[kChunk * D];
+struct Shared {
+  Tile<kChunk, D> k;  // then z, then y
   half delta[kChunk * D];  // fragment order
   half state[D * D];       // fragment order
+  float sum[kChunk];       // G
+  float norm[D];
 };
 
 template <int D>
 __device__ void zero_rows(const GatedDeltaParams& p, const Chunk& at, int head) {
   half* y = static_cast<half*>(p.y) + (size_t(at.token) * p.value_heads + head) * D;
-  for (int i = threadIdx.x; i < at.count * D / 8; i += blockDim.x) {
+  for (unsigned i = threadIdx.x; i < unsigned(at.count * D / 8); i += 32 * kWarps) {
     *reinterpret_cast<uint4*>(y + size_t(i / (D / 8)) * p.value_heads * D + i % (D / 8) * 8) = uint4{};
   }
 }
 
+// Starts the copies of everything but z; k, G and the norm's weight in a group of their own.
 template <int D>
-__device__ void load_tiles(const GatedDeltaParams& p, const Chunk& at, int head, int key_head, Output<D>& to) {
-  const half* k = part<D>(p.k, at.place, p.key_heads, key_head, kChunk * D);
-  for (int i = threadIdx.x; i < kChunk * D / 8; i += blockDim.x) {
-    const int row = i / (D / 8), column = i % (D / 8) * 8;
-    cp_async16(to.k + swizzled<D>(row, column), k + row * D + column);
-  }
+__device__ __forceinline__ void load_tiles(const GatedDeltaParams& p, int place, int head, int key_head,
+                                           Shared<D>& to) {
+  constexpr int threads = 32 * kWarps;
+  const unsigned thread = threadIdx.x;
+  to.k.template copy_from<D, threads>(
+      part<half>(p.qkv, place, conv_heads(p), p.key_heads + key_head, kChunk * D), thread);
+  const float* sum = part<float>(p.decay, place, p.value_heads, head, 3 * kChunk);
+  if (thread < kChunk / 4) cp_async16(to.sum + 4 * thread, sum + 4 * thread);
+  if (thread < D / 4) cp_async16(to.norm + 4 * thread, p.norm + 4 * thread);
   cp_async_commit();
-  const half* state = part<D>(p.states, at.place, p.value_heads, head, D * D);
-  for (int i = threadIdx.x; i < D * D / 8; i += blockDim.x) cp_async16(to.state + 8 * i, state + 8 * i);
-  const half* delta = part<D>(p.delta, at.place, p.value_heads, head, kChunk * D);
-  for (int i = threadIdx.x; i < kChunk * D / 8; i += blockDim.x) cp_async16(to.delta + 8 * i, delta + 8 * i);
+  const half* state = part<half>(p.states, place, p.value_heads, head, D * D) + 8 * thread;
+#pragma unroll
+  for (int i = 0; i < D * D; i += 8 * threads) cp_async16(to.state + 8 * thread + i, state + i);
+  const half* delta = part<half>(p.delta, place, p.value_heads, head, kChunk * D) + 8 * thread;
+#pragma unroll
+  for (int i = 0; i < kChunk * D; i += 8 * threads) cp_async16(to.delta + 8 * thread + i, delta + i);
   cp_async_commit();
 }
 
-// o / sqrt(D) normalised over the row, weighed, gated by silu(z). Rows: lane/4 and + 8 of the warp's 16.
-template <int D>
-__device__ void finish(const GatedDeltaParams& p, const Chunk& at, int head, int row0, const float (&o)[D / 8][4]) {
+// A warp's 16 rows between its part of a tile and rows of the op's tensors, 16 bytes a lane: z in, y out.
+template <int D, typename Move>
+__device__ __forceinline__ void move_rows(int row0, int count, Move move) {
+  constexpr int vectors = D / 8;
   const int lane = threadIdx.x % 32;
-  const int num_channels = channels(p, D);
+#pragma unroll
+  for (int i = 0; i < 16; i += 32 / vectors) {
+    const int row = row0 + i + lane / vectors;
+    move(row, lane % vectors * 8, row < count);
+  }
+}
+
+// o / sqrt(D) normalised over the row, weighed, gated by silu(z), in place of z. Rows: lane/4 and + 8 of the warp's 16.
+template <int D>
+__device__ __forceinline__ void finish(Shared<D>& shared, int row0, float eps, const float (&o)[D / 8][4]) {
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float squares = 0;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) squares += o[n][2 * i] * o[n][2 * i] + o[n][2 * i + 1] * o[n][2 * i + 1];
-    const float scale = rsqrtf(sum_over<4>(squares) / D + p.norm_eps * D);  // the factor 1 / sqrt(D) of q cancels
-    const int row = row0 + lane / 4 + 8 * i;
-    if (row >= at.count) continue;
-    const size_t token = at.token + row;
-    const half* z =
-        static_cast<const half*>(p.qkvz) + token * (num_channels + p.value_heads * D) + num_channels + head * D;
-    half* y = static_cast<half*>(p.y) + (token * p.value_heads + head) * D;
+    const float scale = rsqrtf(sum_over<4>(squares) / D + eps * D);  // the factor 1 / sqrt(D) of q cancels
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
       const int column = 8 * n + lane % 4 * 2;
-      const float2 norm = *reinterpret_cast<const float2*>(p.norm + column);
+      const float2 norm = *reinterpret_cast<const float2*>(shared.norm + column);
+      half* at = shared.k.at(row0 + lane / 4 + 8 * i, column);
       float gate[2];
-      load_halves(z + column, gate);
+      widen(load_halves<2>(at), gate);
       const float out[2] = {o[n][2 * i] * scale * norm.x * silu(gate[0]),
                             o[n][2 * i + 1] * scale * norm.y * silu(gate[1])};
-      store_halves(y + column, out);
+      store_halves(at, out);
     }
   }
 }
@@ -72,17 +86,15 @@ __device__ void finish(const GatedDeltaParams& p, const Chunk& at, int head, int
 template <int D>
 __device__ void output(const GatedDeltaParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
-  Output<D>& in = *reinterpret_cast<Output<D>*>(memory);
+  Shared<D>& shared = *reinterpret_cast<Shared<D>*>(memory);
   const Chunk at = chunk_at(p, blockIdx.x);
   const int head = blockIdx.y, key_head = head / (p.value_heads / p.key_heads);
   if (at.count == 0) return;
   if (at.slot < 0) return zero_rows<D>(p, at, head);
-  load_tiles(p, at, head, key_head, in);
+  load_tiles(p, at.place, head, key_head, shared);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = 16 * warp, g = lane / 4, c = lane % 4 * 2;
-  const float* sums = p.decay + (size_t(at.place) * p.value_heads + head) * 3 * kChunk;
-  const float sum[2] = {sums[row0 + g], sums[row0 + g + 8]};
-  const half* own_q = part<D>(p.q, at.place, p.key_heads, key_head, kChunk * D) + (row0 + g) * D + c;
+  const half* own_q = part<half>(p.qkv, at.place, conv_heads(p), key_head, kChunk * D) + (row0 + g) * D + c;
   uint32 q[D / 16][4];
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
@@ -95,35 +107,47 @@ __device__ void output(const GatedDeltaParams& p) {
   __syncthreads();
 
   // tril(q k^T * E), as A operands; blocks right of the diagonal do not exist
+  const float sum[2] = {shared.sum[row0 + g], shared.sum[row0 + g + 8]};
+  float acc[kChunk / 8][4] = {};
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) {
+#pragma unroll
+    for (int n = 0; n < kWarps; ++n) {
+      if (n > warp) break;
+      uint32 b[2][2];
+      shared.k.load_b_transposed(b, 16 * n, 16 * step);
+      mma(acc[2 * n], q[step], b[0]);
+      mma(acc[2 * n + 1], q[step], b[1]);
+    }
+  }
   uint32 qk[kWarps][4];
 #pragma unroll
   for (int n = 0; n < kWarps; ++n) {
-    if (n > warp) break;
-    float acc[2][4] = {};
-#pragma unroll
-    for (int step = 0; step < D / 16; ++step) {
-      uint32 b[2][2];
-      load_b_transposed<D>(b, in.k, 16 * n, 16 * step);
-      mma(acc[0], q[step], b[0]);
-      mma(acc[1], q[step], b[1]);
-    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int column = 16 * n + 8 * i + c;
-      const float2 other = *reinterpret_cast<const float2*>(sums + column);
+      const float2 other = *reinterpret_cast<const float2*>(shared.sum + column);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const bool is_seen = column + e % 2 <= row0 + g + e / 2 * 8;
-        acc[i][e] = is_seen ? acc[i][e] * __expf(sum[e / 2] - (e % 2 ? other.y : other.x)) : 0.f;
+        const float decayed = acc[2 * n + i][e] * fast_exp(sum[e / 2] - (e % 2 ? other.y : other.x));
+        acc[2 * n + i][e] = is_seen ? decayed : 0.f;
       }
     }
-    to_operand(qk[n], acc[0], acc[1]);
+    to_operand(qk[n], acc[2 * n], acc[2 * n + 1]);
   }
   cp_async_wait<0>();
-  __syncthreads();
+  __syncthreads();  // state and delta are there, nobody reads k any more
+
+  const int row_halves = (conv_heads(p) + p.value_heads) * D;
+  const half* z = static_cast<const half*>(p.qkvz) + size_t(at.token) * row_halves + (conv_heads(p) + head) * D;
+  move_rows<D>(row0, at.count, [&](int row, int column, bool is_token) {
+    cp_async16(shared.k.at(row, column), z + size_t(row) * row_halves + column, is_token);
+  });
+  cp_async_commit();
 
   float o[D / 8][4] = {};
-  const uint4* state = reinterpret_cast<const uint4*>(in.state) + lane;
+  const uint4* state = reinterpret_cast<const uint4*>(shared.state) + lane;
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
 #pragma unroll
@@ -139,7 +163,7 @@ __device__ void output(const GatedDeltaParams& p) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) o[n][e] *= decay[e / 2];
   }
-  const uint4* delta = reinterpret_cast<const uint4*>(in.delta) + lane;
+  const uint4* delta = reinterpret_cast<const uint4*>(shared.delta) + lane;
 #pragma unroll
   for (int step = 0; step < kWarps; ++step) {
     if (step > warp) break;
@@ -150,7 +174,17 @@ __device__ void output(const GatedDeltaParams& p) {
       mma(o[2 * tile + 1], qk[step], {f.y, f.w});
     }
   }
-  finish<D>(p, at, head, row0, o);
+
+  cp_async_wait<0>();
+  __syncwarp();
+  finish(shared, row0, p.norm_eps, o);
+  __syncwarp();
+  half* y = static_cast<half*>(p.y) + (size_t(at.token) * p.value_heads + head) * D;
+  move_rows<D>(row0, at.count, [&](int row, int column, bool is_token) {
+    if (!is_token) return;
+    *reinterpret_cast<uint4*>(y + size_t(row) * p.value_heads * D + column) =
+        *reinterpret_cast<const uint4*>(shared.k.at(row, column));
+  });
 }
 
 }  // namespace

@@ -2,10 +2,15 @@
 // OrinGatedDelta token by token: one launch for a decode step, and for a few tokens of each sequence whose every state
 // may be wanted (speculative decoding).
 //
-// A block owns one value head of one sequence and keeps its state, D x D float32, in registers from the first token to
-// the last; for one token the launch is one read and one write of the state, and everything else hides behind the read.
+// A block of 2 D threads owns C columns of the state of one value head of one sequence, D x C float32, and keeps them in
+// registers from the first token to the last; for one token the launch is one read and one write of the state, and
+// everything else hides behind the read. Columns depend on each other only in the output's norm.
 //
-//   warp w, lane l:  rows  (w 32/L + l/L) R .. + R - 1,  columns 4 (l % L) .. + 3      L = D/4 lanes a row, R = D/16 rows
+//   warp w, lane l:  rows  (w 32/L + l/L) R .. + R - 1,  columns 4 (l % L) .. + 3      L = C/4 lanes a row, R = L/2 rows
+//
+// C = D is the rule. Where a GPU has more multiprocessors than there are heads, D/32 blocks share a head (C = 32), so that
+// more of them move and compute: each publishes its sum of squares and waits for the others'. The launcher does so only
+// when all blocks fit on the GPU at once.
 //
 // Both products with the state use the old one, so that a token needs one reduction over the warps, not two:
 //   d = beta (v - e^g S^T k)      o = S'^T q = e^g S^T q + (k.q) d      S' = e^g S + k d^T
@@ -16,181 +21,244 @@ using namespace orin;
 
 namespace {
 
-template <int D>
-struct Step {
-  static constexpr int kWarps = D / 8;
-  static constexpr int kLanes = D / 4;                   // of one state row
-  static constexpr int kRows = D * kLanes / (32 * kWarps);  // of one thread
+constexpr int kHistory = kConvTaps - 1;
 
-  float kqv[2][3 * D];  // convolved k, q, v of a token; two buffers save a barrier
-  float partial[2][kWarps][D];
-  float product[2][D];  // S^T k, S^T q
+template <int D, int C>
+struct Shared {
+  static constexpr int kWarps = D / 16;
+
+  float in[2][2 * D + 2 * C];  // k, q, v convolved, and the gate norm silu(z), of a token; two buffers save a barrier
+  float partial[2][kWarps][C];
+  float product[2][C];  // S^T k, S^T q
+  float kk, qq, kq;     // their dot products
+  float decay, beta;
   bool is_last_reader;
 };
 
-// One thread's channel: its taps, and the inputs that are still inside the window.
+// One channel of the convolution: its taps and the inputs that are inside the window. Loading it waits for nothing.
 struct Channel {
-  float tap[kConvTaps];
-  half input[kConvTaps - 1];
+  Halves<kConvTaps> taps;
+  half input[kHistory];
+
+  __device__ void load(const GatedDeltaParams& p, int channel, const half* conv, bool is_fresh) {
+#pragma unroll
+    for (int i = 0; i < kHistory; ++i) input[i] = is_fresh ? half(0.f) : conv[channel * kHistory + i];
+    taps = load_halves<kConvTaps>(static_cast<const half*>(p.conv_weight) + channel * kConvTaps);
+  }
+
+  // The output for the next input, which enters the window.
+  __device__ float advance(half next) {
+    float tap[kConvTaps];
+    widen(taps, tap);
+    float c = tap[kHistory] * __half2float(next);
+#pragma unroll
+    for (int i = 0; i < kHistory; ++i) c += tap[i] * __half2float(input[i]);
+#pragma unroll
+    for (int i = 0; i < kHistory - 1; ++i) input[i] = input[i + 1];
+    input[kHistory - 1] = next;
+    return silu(c);
+  }
+
+  __device__ void store(half* conv, int channel) const {
+#pragma unroll
+    for (int i = 0; i < kHistory; ++i) conv[channel * kHistory + i] = input[i];
+  }
 };
 
+__device__ __forceinline__ float4 operator*(float a, float4 b) { return {a * b.x, a * b.y, a * b.z, a * b.w}; }
+__device__ __forceinline__ float4 fma(float a, float4 b, float4 c) {
+  return {a * b.x + c.x, a * b.y + c.y, a * b.z + c.z, a * b.w + c.w};
+}
+__device__ __forceinline__ float4 add_from_lane(float4 a, int mask) {
+  return {a.x + __shfl_xor_sync(~0u, a.x, mask), a.y + __shfl_xor_sync(~0u, a.y, mask),
+          a.z + __shfl_xor_sync(~0u, a.z, mask), a.w + __shfl_xor_sync(~0u, a.w, mask)};
+}
+__device__ __forceinline__ float4& vector_at(float* x) { return *reinterpret_cast<float4*>(x); }
+
 template <int D>
-__device__ void zero_rows(const GatedDeltaParams& p, int head, int begin, int end) {
+__device__ float dot(const float* a, const float* b) {
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < D; i += 32) sum += a[i + threadIdx.x % 32] * b[i + threadIdx.x % 32];
+  return sum_over(sum);
+}
+
+// Rows of y that belong to padding: of a padded sequence, and what lies behind the last one.
+template <int D>
+__device__ void zero_padding(const GatedDeltaParams& p, const Sequence& s, int b, int head) {
+  const int begin = s.slot < 0 ? s.begin : s.end, end = b == p.sequences - 1 ? p.tokens : s.end;
   half* y = static_cast<half*>(p.y) + head * D;
   for (int i = threadIdx.x; i < (end - begin) * D; i += blockDim.x) {
     y[size_t(begin + i / D) * p.value_heads * D + i % D] = half(0.f);
   }
 }
 
-template <int D>
+// One warp: the sum of `own` over the blocks of a head. A block overwrites a word only two tokens later, when it has seen
+// the others' words of the token between, which they write after reading this one.
+template <int splits>
+__device__ float sum_over_blocks(Semaphore& semaphore, int split, unsigned epoch, float own) {
+  if constexpr (splits == 1) return own;
+  const int lane = threadIdx.x % 32;
+  unsigned long long* words = semaphore.squares[epoch % 2];
+  unsigned long long word = static_cast<unsigned long long>(epoch) << 32 | __float_as_uint(own);
+  if (lane == 0) asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(words + split), "l"(word) : "memory");
+  while (lane < splits) {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(word) : "l"(words + lane) : "memory");
+    if (unsigned(word >> 32) == epoch) break;
+  }
+  __syncwarp();
+  return __shfl_sync(~0u, sum_over<splits>(__uint_as_float(unsigned(word))), 0);
+}
+
+template <int D, int C>
 __device__ void step(const GatedDeltaParams& p) {
-  using S = Step<D>;
-  __shared__ S shared;
+  constexpr int lanes = C / 4, rows = lanes / 2, warps = Shared<D, C>::kWarps, splits = D / C;
+  __shared__ __align__(16) Shared<D, C> shared;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  const int head = blockIdx.x, b = blockIdx.y;
-  const int repeat = p.value_heads / p.key_heads, key_head = head / repeat;
-  const int num_channels = channels(p, D), row_halves = num_channels + p.value_heads * D;
+  const int repeat = gridDim.x / splits, split = blockIdx.x % splits, column0 = split * C;
+  const int key_head = blockIdx.y, head = key_head * repeat + blockIdx.x / splits, b = blockIdx.z;
+  const int num_channels = conv_heads(p) * D, row_halves = num_channels + p.value_heads * D;
 
-  // k, q, v in this order: the first D threads own k.
-  const bool is_channel = thread < 3 * D, is_shared_channel = thread < 2 * D && repeat > 1;
-  const int channel = thread < D       ? (p.key_heads + key_head) * D + thread
-                      : thread < 2 * D ? key_head * D + thread - D
-                                       : 2 * p.key_heads * D + head * D + thread - 2 * D;
-  Channel own{};
-  if (is_channel) load_halves(static_cast<const half*>(p.conv_weight) + channel * kConvTaps, own.tap);
-
+  const float a_log = p.a_log[head], dt_bias = p.dt_bias[head];
+  Semaphore* semaphores = p.semaphores + b * p.value_heads;
+  unsigned epoch = splits > 1 ? semaphores[head].epoch[split] : 0;
   const Sequence s = sequence(p, b);
-  if (b == p.sequences - 1) zero_rows<D>(p, head, s.end, p.tokens);
-  if (s.slot < 0) zero_rows<D>(p, head, s.begin, s.end);
+  if (s.slot < 0 || (b == p.sequences - 1 && s.end < p.tokens)) zero_padding<D>(p, s, b, head);
   if (s.slot < 0 || s.begin >= s.end) return;
 
-  const half* in = static_cast<const half*>(p.qkvz) + channel;
-  half* conv = static_cast<half*>(p.conv) + (size_t(s.slot) * num_channels + channel) * (kConvTaps - 1);
-  half next = is_channel ? in[size_t(s.begin) * row_halves] : half(0.f);
-#pragma unroll
-  for (int i = 0; i < kConvTaps - 1; ++i) own.input[i] = is_channel && !s.is_fresh ? conv[i] : half(0.f);
+  // Every thread has a channel of k or q; of each half of them, C threads one of v or of z too.
+  const bool is_k = thread < D, has_v = thread < C, has_z = !is_k && thread - D < C;
+  const int channel = is_k ? (p.key_heads + key_head) * D + thread : key_head * D + thread - D;
+  const int other = has_v   ? (2 * p.key_heads + head) * D + column0 + thread
+                    : has_z ? num_channels + head * D + column0 + thread - D
+                            : channel;
+  const half* in = static_cast<const half*>(p.qkvz) + size_t(s.begin) * row_halves;
+  const half* ba = gate_inputs(p, s.begin, head);
+  half* conv = static_cast<half*>(p.conv) + size_t(s.slot) * num_channels * kHistory;
+  half next = in[channel], next_other = in[other], next_b = ba[0], next_a = ba[p.value_heads];
+  Channel own, own_v;
+  own.load(p, channel, conv, s.is_fresh);
+  own_v.load(p, has_v ? other : channel, conv, s.is_fresh || !has_v);  // no branch: it would wait for its loads
 
-  const int row0 = (warp * (32 / S::kLanes) + lane / S::kLanes) * S::kRows, column = 4 * (lane % S::kLanes);
-  const size_t state_floats = size_t(p.value_heads) * D * D;
-  const size_t in_state = (size_t(head) * D + row0) * D + column;
+  const int row0 = (warp * (32 / lanes) + lane / lanes) * rows, column = 4 * (lane % lanes);
+  const size_t state_floats = size_t(p.value_heads) * D * D, in_state = (size_t(head) * D + row0) * D + column0 + column;
   float* rec = p.rec + s.slot * state_floats + in_state;
-  float4 state[S::kRows];
+  float4 state[rows];
 #pragma unroll
-  for (int i = 0; i < S::kRows; ++i) {
-    state[i] = s.is_fresh ? float4{} : *reinterpret_cast<const float4*>(rec + i * D);
-  }
-  const float4 norm = *reinterpret_cast<const float4*>(p.norm + column);
+  for (int i = 0; i < rows; ++i) state[i] = s.is_fresh ? float4{} : vector_at(rec + i * D);
+  const float norm = has_z ? p.norm[column0 + thread - D] : 0.f;
   unsigned readers = 0;
+  const unsigned last_reader = gridDim.x - 1;
 
   for (int token = s.begin; token < s.end; ++token) {
-    float* kqv = shared.kqv[(token - s.begin) % 2];
-    const Gates gate = gates(p, token, head);
-    if (is_channel) {
-      float c = own.tap[kConvTaps - 1] * __half2float(next);
-#pragma unroll
-      for (int i = 0; i < kConvTaps - 1; ++i) c += own.tap[i] * __half2float(own.input[i]);
-      kqv[thread] = silu(c);
-#pragma unroll
-      for (int i = 0; i < kConvTaps - 2; ++i) own.input[i] = own.input[i + 1];
-      own.input[kConvTaps - 2] = next;
-      if (token + 1 < s.end) next = in[size_t(token + 1) * row_halves];
-    }
-    float z[4];
-    if (warp == 0) {
-      load_halves(static_cast<const half*>(p.qkvz) + size_t(token) * row_halves + num_channels + head * D + column, z);
+    float* k = shared.in[(token - s.begin) % 2];
+    float* q = k + D;
+    float* v = q + D;
+    k[thread] = own.advance(next);  // q follows k
+    if (has_v) v[thread] = own_v.advance(next_other);
+    if (has_z) v[C + thread - D] = norm * silu(__half2float(next_other));
+    const half a_now = next_a, b_now = next_b;
+    const bool is_last = token + 1 == s.end;
+    if (!is_last) {
+      in += row_halves, ba += 2 * p.value_heads;
+      next = in[channel], next_other = in[other], next_b = ba[0], next_a = ba[p.value_heads];
     }
     __syncthreads();
-    // The last of the blocks that share a key head to have read the convolution's state may write it.
-    if (repeat > 1 && thread == 0 && token == s.begin) {
-      __threadfence();
-      readers = atomicInc(&p.semaphores[b * p.key_heads + key_head], repeat - 1);
+    // The last of the blocks that share a key head to have read the convolution's state may write it. What was read has
+    // been used before the barrier, so that no fence is needed.
+    if (last_reader && thread == 0 && token == s.begin) {
+      readers = atomicInc(&semaphores[key_head * repeat].readers, last_reader);
     }
 
-    float kk = 0, qq = 0, kq = 0;
-#pragma unroll
-    for (int i = lane; i < D; i += 32) kk += kqv[i] * kqv[i], qq += kqv[D + i] * kqv[D + i], kq += kqv[i] * kqv[D + i];
-    kk = sum_over(kk), qq = sum_over(qq), kq = sum_over(kq);
-    const float k_scale = rsqrtf(kk + kL2Eps), q_scale = rsqrtf((qq + kL2Eps) * D), decay = expf(gate.log_decay);
-
-    float k[S::kRows];
+    if (warp == 0) shared.kk = dot<D>(k, k);
+    if (warp == 1) shared.qq = dot<D>(q, q);
+    if (warp == 2 % warps) shared.kq = dot<D>(k, q);
+    if (warp == 3 % warps) {
+      const Gates gate = make_gates(a_log, dt_bias, b_now, a_now);
+      shared.decay = expf(gate.log_decay), shared.beta = gate.beta;
+    }
     float4 by_k{}, by_q{};
 #pragma unroll
-    for (int i = 0; i < S::kRows; ++i) {
-      k[i] = kqv[row0 + i] * k_scale;
-      const float q = kqv[D + row0 + i];
-      by_k.x += k[i] * state[i].x, by_k.y += k[i] * state[i].y, by_k.z += k[i] * state[i].z, by_k.w += k[i] * state[i].w;
-      by_q.x += q * state[i].x, by_q.y += q * state[i].y, by_q.z += q * state[i].z, by_q.w += q * state[i].w;
+    for (int i = 0; i < rows; i += 4) {
+      const float4 k4 = vector_at(k + row0 + i), q4 = vector_at(q + row0 + i);
+      by_k = fma(k4.x, state[i], by_k), by_q = fma(q4.x, state[i], by_q);
+      by_k = fma(k4.y, state[i + 1], by_k), by_q = fma(q4.y, state[i + 1], by_q);
+      by_k = fma(k4.z, state[i + 2], by_k), by_q = fma(q4.z, state[i + 2], by_q);
+      by_k = fma(k4.w, state[i + 3], by_k), by_q = fma(q4.w, state[i + 3], by_q);
     }
 #pragma unroll
-    for (int i = 16; i >= S::kLanes; i /= 2) {
-      by_k.x += __shfl_xor_sync(~0u, by_k.x, i), by_k.y += __shfl_xor_sync(~0u, by_k.y, i);
-      by_k.z += __shfl_xor_sync(~0u, by_k.z, i), by_k.w += __shfl_xor_sync(~0u, by_k.w, i);
-      by_q.x += __shfl_xor_sync(~0u, by_q.x, i), by_q.y += __shfl_xor_sync(~0u, by_q.y, i);
-      by_q.z += __shfl_xor_sync(~0u, by_q.z, i), by_q.w += __shfl_xor_sync(~0u, by_q.w, i);
-    }
-    if (lane < S::kLanes) {
-      *reinterpret_cast<float4*>(&shared.partial[0][warp][column]) = by_k;
-      *reinterpret_cast<float4*>(&shared.partial[1][warp][column]) = by_q;
+    for (int i = 16; i >= lanes; i /= 2) by_k = add_from_lane(by_k, i), by_q = add_from_lane(by_q, i);
+    if (lane < lanes) {
+      vector_at(&shared.partial[0][warp][column]) = by_k;
+      vector_at(&shared.partial[1][warp][column]) = by_q;
     }
     __syncthreads();
-    if (thread < 2 * D) {
+    if (thread < 2 * C) {
       float sum = 0;
 #pragma unroll
-      for (int w = 0; w < S::kWarps; ++w) sum += shared.partial[thread / D][w][thread % D];
-      shared.product[thread / D][thread % D] = sum;
+      for (int w = 0; w < warps; ++w) sum += shared.partial[thread / C][w][thread % C];
+      shared.product[thread / C][thread % C] = sum;
     }
+    const float decay = shared.decay, k_scale = rsqrtf(shared.kk + kL2Eps);
+#pragma unroll
+    for (int i = 0; i < rows; ++i) state[i] = decay * state[i];
     __syncthreads();
 
-    const float4 sk = *reinterpret_cast<const float4*>(&shared.product[0][column]);
-    const float4 v = *reinterpret_cast<const float4*>(&kqv[2 * D + column]);
-    const float4 d = {gate.beta * (v.x - decay * sk.x), gate.beta * (v.y - decay * sk.y),
-                      gate.beta * (v.z - decay * sk.z), gate.beta * (v.w - decay * sk.w)};
+    const float4 sk = vector_at(&shared.product[0][column]);
+    const float4 d = shared.beta * fma(-decay * k_scale, sk, vector_at(v + column)), scaled_d = k_scale * d;
+    float* to = p.rec_steps ? p.rec_steps + token * state_floats + in_state : rec;
+    const bool is_stored = p.rec_steps || is_last;
 #pragma unroll
-    for (int i = 0; i < S::kRows; ++i) {
-      state[i] = {decay * state[i].x + k[i] * d.x, decay * state[i].y + k[i] * d.y, decay * state[i].z + k[i] * d.z,
-                  decay * state[i].w + k[i] * d.w};
-      float* to = p.rec_steps ? p.rec_steps + token * state_floats + in_state : rec;
-      if (p.rec_steps || token + 1 == s.end) *reinterpret_cast<float4*>(to + i * D) = state[i];
+    for (int i = 0; i < rows; i += 4) {
+      const float4 k4 = vector_at(k + row0 + i);
+      state[i] = fma(k4.x, scaled_d, state[i]), state[i + 1] = fma(k4.y, scaled_d, state[i + 1]);
+      state[i + 2] = fma(k4.z, scaled_d, state[i + 2]), state[i + 3] = fma(k4.w, scaled_d, state[i + 3]);
+      if (!is_stored) continue;
+#pragma unroll
+      for (int j = i; j < i + 4; ++j) vector_at(to + j * D) = state[j];
     }
-    if (p.conv_steps && is_channel) {
-      half* to = static_cast<half*>(p.conv_steps) + (size_t(token) * num_channels + channel) * (kConvTaps - 1);
-#pragma unroll
-      for (int i = 0; i < kConvTaps - 1; ++i) to[i] = own.input[i];
+    if (p.conv_steps) {
+      half* steps = static_cast<half*>(p.conv_steps) + size_t(token) * num_channels * kHistory;
+      own.store(steps, channel);  // blocks that share a key head write the same
+      if (has_v) own_v.store(steps, other);
     }
 
+    ++epoch;
     if (warp == 0) {
-      const float4 sq = *reinterpret_cast<const float4*>(&shared.product[1][column]);
-      const float dot = kq * k_scale;
-      const float4 o = {q_scale * (decay * sq.x + dot * d.x), q_scale * (decay * sq.y + dot * d.y),
-                        q_scale * (decay * sq.z + dot * d.z), q_scale * (decay * sq.w + dot * d.w)};
-      const float squares = sum_over<S::kLanes>(o.x * o.x + o.y * o.y + o.z * o.z + o.w * o.w);
+      const float q_scale = rsqrtf((shared.qq + kL2Eps) * D);
+      const float4 sq = vector_at(&shared.product[1][column]);
+      const float4 o = q_scale * fma(shared.kq * k_scale, d, decay * sq);
+      float squares = sum_over<lanes>(o.x * o.x + o.y * o.y + o.z * o.z + o.w * o.w);
+      squares = sum_over_blocks<splits>(semaphores[head], split, epoch, squares);
       const float scale = rsqrtf(squares / D + p.norm_eps);
-      const float out[4] = {o.x * scale * norm.x * silu(z[0]), o.y * scale * norm.y * silu(z[1]),
-                            o.z * scale * norm.z * silu(z[2]), o.w * scale * norm.w * silu(z[3])};
-      half* y = static_cast<half*>(p.y) + (size_t(token) * p.value_heads + head) * D + column;
-      if (lane < S::kLanes) store_halves(y, out);
+      const float4 gate = vector_at(v + C + column);
+      const float out[4] = {o.x * scale * gate.x, o.y * scale * gate.y, o.z * scale * gate.z, o.w * scale * gate.w};
+      half* y = static_cast<half*>(p.y) + (size_t(token) * p.value_heads + head) * D + column0 + column;
+      if (lane < lanes) store_halves(y, out);
     }
   }
 
   if (p.rec_steps) {
 #pragma unroll
-    for (int i = 0; i < S::kRows; ++i) *reinterpret_cast<float4*>(rec + i * D) = state[i];
+    for (int i = 0; i < rows; ++i) vector_at(rec + i * D) = state[i];
   }
-  if (repeat > 1) {
-    if (thread == 0) shared.is_last_reader = readers == unsigned(repeat - 1);
+  if (splits > 1 && thread == 0) semaphores[head].epoch[split] = epoch;
+  if (has_v) own_v.store(conv, other);
+  if (last_reader) {
+    if (thread == 0) shared.is_last_reader = readers == last_reader;
     __syncthreads();
+    if (!shared.is_last_reader) return;
   }
-  if (is_channel && (!is_shared_channel || shared.is_last_reader)) {
-#pragma unroll
-    for (int i = 0; i < kConvTaps - 1; ++i) conv[i] = own.input[i];
-  }
+  own.store(conv, channel);
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(128) gated_delta_step_32(GatedDeltaParams p) { step<32>(p); }
-extern "C" __global__ void __launch_bounds__(256) gated_delta_step_64(GatedDeltaParams p) { step<64>(p); }
-extern "C" __global__ void __launch_bounds__(512) gated_delta_step_128(GatedDeltaParams p) { step<128>(p); }
+extern "C" __global__ void __launch_bounds__(64) gated_delta_step_32(GatedDeltaParams p) { step<32, 32>(p); }
+extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64(GatedDeltaParams p) { step<64, 64>(p); }
+extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128(GatedDeltaParams p) { step<128, 128>(p); }
+extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64_split(GatedDeltaParams p) { step<64, 32>(p); }
+extern "C" __global__ void __launch_bounds__(256) gated_delta_step_128_split(GatedDeltaParams p) { step<128, 32>(p); }
 
 // Back to the state after the first `accepted` tokens of each sequence.
 extern "C" __global__ void gated_delta_restore(RestoreParams p) {

@@ -8,30 +8,33 @@
 namespace orin {
 namespace {
 
-// Dynamic shared memory: three stages of k, T, v and two gates (gated_delta_state.cu); k, delta, state (.._output.cu).
-constexpr int state_shared(int dim, int warps) {
-  return 3 * (2 * kChunk * (dim + kChunk + 16 * warps) + 2 * kChunk * int(sizeof(float)));
+// Dynamic shared memory as laid out in the kernels; rows of a tile are 8 halves longer than their data.
+constexpr int tile_bytes(int width) { return 2 * kChunk * (width + 8); }
+constexpr int carry_bytes(int dim, int warps) {
+  return 3 * (tile_bytes(dim) + tile_bytes(kChunk) + tile_bytes(16 * warps) + 4 * 2 * kChunk);
 }
-constexpr int output_shared(int dim) { return 2 * dim * (2 * kChunk + dim); }
+constexpr int output_bytes(int dim) { return tile_bytes(dim) + 2 * (kChunk * dim + dim * dim) + 4 * (kChunk + dim); }
 
 const Kernel step_32("gated_delta_step", "gated_delta_step_32");
 const Kernel step_64("gated_delta_step", "gated_delta_step_64");
 const Kernel step_128("gated_delta_step", "gated_delta_step_128");
 const Kernel restore("gated_delta_step", "gated_delta_restore");
-const Kernel prepare_64("gated_delta_prepare", "gated_delta_prepare_64");
-const Kernel prepare_128("gated_delta_prepare", "gated_delta_prepare_128");
-const Kernel state_64_1("gated_delta_state", "gated_delta_state_64_1", state_shared(64, 1));
-const Kernel state_64_2("gated_delta_state", "gated_delta_state_64_2", state_shared(64, 2));
-const Kernel state_64_4("gated_delta_state", "gated_delta_state_64_4", state_shared(64, 4));
-const Kernel state_128_1("gated_delta_state", "gated_delta_state_128_1", state_shared(128, 1));
-const Kernel state_128_2("gated_delta_state", "gated_delta_state_128_2", state_shared(128, 2));
-const Kernel state_128_4("gated_delta_state", "gated_delta_state_128_4", state_shared(128, 4));
-const Kernel output_64("gated_delta_output", "gated_delta_output_64", output_shared(64));
-const Kernel output_128("gated_delta_output", "gated_delta_output_128", output_shared(128));
+const Kernel convolve_64("gated_delta_convolve", "gated_delta_convolve_64");
+const Kernel convolve_128("gated_delta_convolve", "gated_delta_convolve_128");
+const Kernel invert_64("gated_delta_invert", "gated_delta_invert_64");
+const Kernel invert_128("gated_delta_invert", "gated_delta_invert_128");
+const Kernel carry_64_1("gated_delta_carry", "gated_delta_carry_64_1", carry_bytes(64, 1));
+const Kernel carry_64_2("gated_delta_carry", "gated_delta_carry_64_2", carry_bytes(64, 2));
+const Kernel carry_64_4("gated_delta_carry", "gated_delta_carry_64_4", carry_bytes(64, 4));
+const Kernel carry_128_1("gated_delta_carry", "gated_delta_carry_128_1", carry_bytes(128, 1));
+const Kernel carry_128_2("gated_delta_carry", "gated_delta_carry_128_2", carry_bytes(128, 2));
+const Kernel carry_128_4("gated_delta_carry", "gated_delta_carry_128_4", carry_bytes(128, 4));
+const Kernel output_64("gated_delta_output", "gated_delta_output_64", output_bytes(64));
+const Kernel output_128("gated_delta_output", "gated_delta_output_128", output_bytes(128));
 
-const Kernel& state_kernel(int dim, int warps) {
-  if (dim == 64) return warps == 1 ? state_64_1 : warps == 2 ? state_64_2 : state_64_4;
-  return warps == 1 ? state_128_1 : warps == 2 ? state_128_2 : state_128_4;
+const Kernel& carry_kernel(int dim, int warps) {
+  if (dim == 64) return warps == 1 ? carry_64_1 : warps == 2 ? carry_64_2 : carry_64_4;
+  return warps == 1 ? carry_128_1 : warps == 2 ? carry_128_2 : carry_128_4;
 }
 
 // What both launchers demand of a shape.
@@ -74,29 +77,25 @@ class Carver {
 
 int64_t carve(const GatedDelta& a, GatedDeltaParams& p) {
   Carver carver(a.workspace);
-  const int64_t places = chunk_places(a.tokens, a.sequences), dim = a.value_dim;
-  const int64_t key_chunks = places * a.key_heads, value_chunks = places * a.value_heads;
-  p.q = carver.take(key_chunks * kChunk * dim * 2);
-  p.k = carver.take(key_chunks * kChunk * dim * 2);
-  p.v = carver.take(value_chunks * kChunk * dim * 2);
-  p.t = carver.take(value_chunks * kChunk * kChunk * 2);
-  p.decay = static_cast<float*>(carver.take(value_chunks * 3 * kChunk * 4));
-  p.delta = carver.take(value_chunks * kChunk * dim * 2);
-  p.states = carver.take(value_chunks * dim * dim * 2);
+  const int64_t places = chunk_places(a.tokens, a.sequences), dim = a.value_dim, heads = places * a.value_heads;
+  p.qkv = carver.take(places * (2 * a.key_heads + a.value_heads) * kChunk * dim * 2);
+  p.t = carver.take(heads * kChunk * kChunk * 2);
+  p.decay = static_cast<float*>(carver.take(heads * 3 * kChunk * 4));
+  p.delta = carver.take(heads * kChunk * dim * 2);
+  p.states = carver.take(heads * dim * dim * 2);
   return carver.size();
 }
 
 int launch_chunks(const GatedDelta& a, GatedDeltaParams& p, int warps, Stream stream) {
   carve(a, p);
-  const int dim = a.value_dim;
-  const Dim3 chunks{unsigned(chunk_places(a.tokens, a.sequences)), unsigned(a.value_heads)};
-  if (const int status = (dim == 64 ? prepare_64 : prepare_128).launch(chunks, {256}, 0, stream, p)) return status;
+  const int dim = a.value_dim, conv_heads = 2 * a.key_heads + a.value_heads;
+  const unsigned places = chunk_places(a.tokens, a.sequences), heads = a.value_heads, threads = 32 * warps;
   const Dim3 tiles{unsigned(a.value_heads * dim / (16 * warps)), unsigned(a.sequences)};
-  const unsigned threads = 32 * warps;
-  if (const int status = state_kernel(dim, warps).launch(tiles, {threads}, state_shared(dim, warps), stream, p)) {
-    return status;
-  }
-  return (dim == 64 ? output_64 : output_128).launch(chunks, {128}, output_shared(dim), stream, p);
+  int status = (dim == 64 ? convolve_64 : convolve_128).launch({places, unsigned(conv_heads)}, {256}, 0, stream, p);
+  if (!status) status = (dim == 64 ? invert_64 : invert_128).launch({places, heads}, {128}, 0, stream, p);
+  if (!status) status = carry_kernel(dim, warps).launch(tiles, {threads}, carry_bytes(dim, warps), stream, p);
+  if (status) return status;
+  return (dim == 64 ? output_64 : output_128).launch({places, heads}, {128}, output_bytes(dim), stream, p);
 }
 
 }  // namespace
@@ -132,14 +131,14 @@ ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   const GatedDeltaChoice choice = choose(*a);
   if (choice.is_chunked) {
     if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);
-    return launch_chunks(*a, params, choice.state_warps, stream);
+    return launch_chunks(*a, params, choice.carry_warps, stream);
   }
   if (a->value_heads > a->key_heads && !a->semaphores) {
     return bad_argument("gated_delta: semaphores: expected them where value heads share key heads");
   }
   const Kernel& kernel = a->value_dim == 32 ? step_32 : a->value_dim == 64 ? step_64 : step_128;
-  return kernel.launch({unsigned(a->value_heads), unsigned(a->sequences)}, {unsigned(4 * a->value_dim)}, 0, stream,
-                       params);
+  const Dim3 grid{unsigned(a->value_heads / a->key_heads), unsigned(a->key_heads), unsigned(a->sequences)};
+  return kernel.launch(grid, {unsigned(2 * a->value_dim)}, 0, stream, params);
 }
 
 ORIN_API int orin_gated_delta_restore(const orin::GatedDeltaRestore* a, orin::Stream stream) {
@@ -157,4 +156,8 @@ ORIN_API int orin_gated_delta_restore(const orin::GatedDeltaRestore* a, orin::St
                              channels * (kConvTaps - 1) / 8};
   const unsigned blocks = (params.rec_vectors + params.conv_vectors + 255) / 256;
   return restore.launch({blocks, unsigned(a->sequences)}, {256}, 0, stream, params);
+}
+
+ORIN_API int64_t orin_gated_delta_semaphores(const orin::GatedDelta* a) {
+  return int64_t(a->sequences) * a->key_heads * sizeof(unsigned);
 }

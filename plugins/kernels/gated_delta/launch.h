@@ -14,6 +14,7 @@
 
 ORIN_ABI(GatedDelta, gated_delta, ORIN_GATED_DELTA_FIELDS)
 ORIN_API int64_t orin_gated_delta_workspace(const orin::GatedDelta* arguments);
+ORIN_API int64_t orin_gated_delta_semaphores(const orin::GatedDelta* arguments);
 
 // Back to the states after the first `accepted` [B] (1 or more) tokens of each sequence's step.
 #define ORIN_GATED_DELTA_RESTORE_FIELDS(P, I, F)                                    \

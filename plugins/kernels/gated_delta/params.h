@@ -6,6 +6,19 @@ namespace orin {
 constexpr int kChunk = 64;     // tokens of one sequence that the chunked kernels take together
 constexpr int kConvTaps = 4;   // width of the convolution; its state holds the last 3 inputs
 
+// Blocks that split the columns of one head's state: in pieces of 32.
+constexpr int kSplitColumns = 32;
+constexpr int kMaxSplits = 4;
+
+// What blocks of one launch tell each other about a value head of a sequence. All zero before the first launch; then only
+// the kernels touch it. Every launch leaves the epochs of one entry equal and `readers` zero, so any shapes may share it.
+struct Semaphore {
+  unsigned long long squares[2][kMaxSplits];  // of a token by its parity: {epoch, float bits of a piece's sum of squares}
+  unsigned epoch[kMaxSplits];                 // tokens so far, counted by each block for itself
+  unsigned readers;                           // of the convolution's state of a key head, at its first value head
+  unsigned unused[3];
+};
+
 // T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N places of chunks (select.h).
 struct GatedDeltaParams {
   const void* qkvz;         // float16 [T, channels + Hv D]
@@ -22,17 +35,15 @@ struct GatedDeltaParams {
   void* y;                  // float16 [T, Hv D]
   float* rec_steps;         // [T, Hv, D, D] or null: the recurrent state after each token
   void* conv_steps;         // float16 [T, channels, 3] or null: the convolution's state after each token
-  unsigned* semaphores;     // [B, Hk], zero between launches
+  Semaphore* semaphores;    // [B, Hv]
   int tokens;
   int sequences;
   int key_heads;
   int value_heads;
   float norm_eps;
 
-  // Workspace of the chunked kernels. A chunk's rows beyond its tokens are zero.
-  void* q;       // float16 [N, Hk, 64, D], unit length
-  void* k;       // float16 [N, Hk, 64, D], unit length
-  void* v;       // float16 [N, Hv, 64, D]
+  // Workspace of the chunked kernels, a part per chunk and head; rows beyond a chunk's tokens are zero.
+  void* qkv;     // float16 [N, 2 Hk + Hv, 64, D]: convolved; heads of q and k with unit length, then of v
   void* t;       // float16 [N, Hv, 64, 64]: (I + L)^-1 diag(beta)
   float* decay;  // [N, Hv, 3, 64]: G, exp(G), exp(G_last - G)
   void* delta;   // float16 [N, Hv, 64 D]: what each token adds to the state, in fragment order

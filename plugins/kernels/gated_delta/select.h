@@ -13,7 +13,7 @@ constexpr int kMaxStepTokens = 16;
 
 struct GatedDeltaChoice {
   bool is_chunked;
-  int state_warps;  // 1, 2 or 4: 16-column tiles of one head's state in a block of the chunked kernel `state`
+  int carry_warps;  // 1, 2 or 4: 16-column tiles of one head's state in a block of the chunked kernel `carry`
 };
 
 // Blocks share what they load among their warps; but first every multiprocessor must have one.

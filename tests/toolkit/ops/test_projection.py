@@ -51,6 +51,7 @@ def wide_weight(given: dict[str, Array | None], attributes: dict[str, Any]) -> F
 def expected_output(case: Case) -> Float64:
     given, attributes = named(case), case.attributes
     x, norm, bias, residual, rows = (given[name] for name in ("x", "norm", "bias", "residual", "rows"))
+    columns = given.get("columns")
     assert x is not None
     weight = wide_weight(given, attributes)
     out = []
@@ -58,6 +59,8 @@ def expected_output(case: Case) -> Float64:
         token = x[source].astype(np.float64)
         if norm is not None:
             token = token / math.sqrt((token**2).sum() / len(token) + attributes["norm_eps"]) * norm
+        if columns is not None:
+            token = np.array([token[column] for column in columns])
         y = np.array([(row * token).sum() for row in weight])
         y = y if bias is None else y + bias
         if attributes["activation"] == "swiglu":
@@ -77,6 +80,21 @@ def test_every_combination(kind: str, dtype: Any, options: str) -> None:
     assert found.dtype == dtype
     assert found.shape == expected.shape
     assert relative_error(found, expected) < RELATIVE_ERROR[np.dtype(dtype).name]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("options", ["c", "nc", "pc", "nbrpszc"])
+def test_columns_are_gathered_behind_the_norm(dtype: Any, options: str) -> None:
+    case = op_cases.projection(10, "int4", dtype, 3, 12, 96, options=options)
+    (found,) = OPS[case.op_type].compute(case.inputs, case.attributes)
+    assert relative_error(found, expected_output(case)) < RELATIVE_ERROR[np.dtype(dtype).name]
+
+
+def test_columns_of_another_length() -> None:
+    case = op_cases.projection(10, "int4", np.float32, 3, 12, 96, options="c")
+    inputs = [*case.inputs[:-1], np.arange(95, dtype=np.int32)]
+    with pytest.raises(GraphError, match=r"expected columns of \(96,\), found \(95,\)"):
+        OPS[case.op_type].compute(inputs, case.attributes)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -191,7 +191,7 @@ class CudaContext:
         self._logits = self._gpu.allocate(4 * rows * vocab)
         self._received = self._gpu.pinned((rows, vocab), np.float32)
         addresses = {name: self._inputs.address + 4 * start for name, start in self._starts.items()}
-        addresses |= caches.addresses | {"head.y": self._logits.address}
+        addresses |= caches.addresses | {"logits": self._logits.address}
         self._launches, self._counters = _plan(engine, profile, caches, addresses, rows)
 
     @property

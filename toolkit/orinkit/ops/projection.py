@@ -26,6 +26,7 @@ def _project(
     activation: str,
     norm_eps: float,
     float32_output: int,
+    columns: Int32 | None = None,
 ) -> tuple[Array]:
     out_dtype = np.dtype(np.float32) if float32_output else x.dtype
     wanted = np.ones(x.shape[0], bool) if rows is None else rows >= 0
@@ -33,6 +34,8 @@ def _project(
     wide = picked.astype(np.float32)
     if norm is not None:
         wide = rms_norm(wide, norm, norm_eps)
+    if columns is not None:
+        wide = wide[:, columns]
     blocks = (slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS))
     y = np.concatenate([wide @ weight_rows(block).T for block in blocks], axis=1)
     if bias is not None:
@@ -53,6 +56,7 @@ def int4_gemm(
     bias: Array | None,
     residual: Array | None,
     rows: Int32 | None,
+    columns: Int32 | None,
     *,
     n: int,
     k: int,
@@ -64,11 +68,13 @@ def int4_gemm(
     """Reference of OrinInt4Gemm in float32."""
     if scales.shape != (n, k // group_size):
         raise GraphError(f"OrinInt4Gemm: expected scales of {(n, k // group_size)}, found {scales.shape}")
+    if columns is not None and columns.shape != (k,):
+        raise GraphError(f"OrinInt4Gemm: expected columns of {(k,)}, found {columns.shape}")
 
     def rows_of(block: slice) -> Float32:
         return int4.dequantise(weight[block], scales[block], None if zeros is None else zeros[block])
 
-    return _project(x, n, rows_of, norm, bias, residual, rows, activation, norm_eps, float32_output)
+    return _project(x, n, rows_of, norm, bias, residual, rows, activation, norm_eps, float32_output, columns)
 
 
 def linear(
@@ -121,6 +127,7 @@ INT4_GEMM = Op(
         Tensor("scales", "[N, K/G]", ("float16",), "any sign"),
         Tensor("zeros", "[N, ceil(K/G/2)]", ("int8",), "packed zero points; absent = 8", optional=True),
         *_TAIL,
+        Tensor("columns", "[K]", ("int32",), "columns of the normed x that W's columns stand for", optional=True),
     ),
     attributes=(*_SHAPE, Attribute("group_size", "int", "G"), *_BEHAVIOUR),
     outputs=(_Y,),
