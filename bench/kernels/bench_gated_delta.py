@@ -28,8 +28,8 @@ from gated_delta_cases import QWEN_MIDDLE, QWEN_SMALL, STATES, Heads, Launch, Ro
 from orinkit.engines.kernels import KernelLibrary
 
 ROOT = Path(__file__).parents[2]
-SLOTS = 256
-"""States of a decode chain: 256 MiB at 16 heads."""
+STATE_BYTES = 256 << 20
+"""Recurrent states of all steps of a decode chain."""
 
 
 def copy_bandwidth(stream: gpu.Stream) -> float:
@@ -58,15 +58,16 @@ def chain_time(stream: gpu.Stream, works: list[Callable[[], None]]) -> float:
 
 
 def decode_chain(kernels: KernelLibrary, stream: gpu.Stream, heads: Heads, batch: int, tokens: int) -> float:
-    """Time of a step of `batch` sequences with `tokens` each; every step of the chain has slots of its own."""
-    slots = SLOTS * 16 // heads.value
-    rows = [Row(tokens, 5, slot) for slot in range(batch)]
-    launch = Launch(step(1, heads, rows, slots=slots, seen=0.1), kernels, stream)
-    for name in STATES:
-        launch.device[name].write(np.broadcast_to(launch.host[name][:1], launch.host[name].shape))
-    firsts = range(0, slots - batch + 1, batch)
-    numbers = [gpu.Array(np.arange(first, first + batch, dtype=np.int32)) for first in firsts]
-    works = [launch.with_arguments(slots=array.pointer) for array in numbers]
+    """Time of a step of `batch` sequences with `tokens` each; as the layers of a model, every step of the chain has
+    states of its own, and all share the slots."""
+    launch = Launch(step(1, heads, [Row(tokens, 5, slot) for slot in range(batch)], slots=batch), kernels, stream)
+    links = STATE_BYTES // launch.host["rec"].nbytes
+    states = {name: gpu.Array(np.stack([launch.host[name]] * links)) for name in STATES}
+    sizes = {name: launch.host[name].nbytes for name in STATES}
+    works = [
+        launch.with_arguments(**{name: states[name].pointer + link * sizes[name] for name in STATES})
+        for link in range(links)
+    ]
     return chain_time(stream, works)
 
 

@@ -74,52 +74,54 @@ def _uniform(bits: np.random.PCG64, shape: tuple[int, ...], low: float, high: fl
 def _layout(model: RandomModel) -> Tensors:
     """The tensors of a checkpoint by the names of Hugging Face."""
     text = model.config.get("text_config", model.config)
+    hidden, intermediate = text["hidden_size"], text["intermediate_size"]
     unit = text["model_type"] == "qwen3_5_text"
-    yield f"{model.prefix}embed_tokens.weight", (VOCAB, HIDDEN), -0.5, 0.5
+    yield f"{model.prefix}embed_tokens.weight", (VOCAB, hidden), -0.5, 0.5
     for index in range(text["num_hidden_layers"]):
         layer = f"{model.prefix}layers.{index}"
-        yield _norm(f"{layer}.input_layernorm", HIDDEN, unit)
+        yield _norm(f"{layer}.input_layernorm", hidden, unit)
         is_linear = unit and (index + 1) % 4
         yield from _gated_delta(f"{layer}.linear_attn", text) if is_linear else _attention(f"{layer}.self_attn", text)
-        yield _norm(f"{layer}.post_attention_layernorm", HIDDEN, unit)
+        yield _norm(f"{layer}.post_attention_layernorm", hidden, unit)
         for part, rows, columns in (
-            ("gate", INTERMEDIATE, HIDDEN),
-            ("up", INTERMEDIATE, HIDDEN),
-            ("down", HIDDEN, INTERMEDIATE),
+            ("gate", intermediate, hidden),
+            ("up", intermediate, hidden),
+            ("down", hidden, intermediate),
         ):
             yield _matrix(f"{layer}.mlp.{part}_proj", rows, columns)
-    yield _norm(f"{model.prefix}norm", HIDDEN, unit)
+    yield _norm(f"{model.prefix}norm", hidden, unit)
     if not text["tie_word_embeddings"]:
-        yield "lm_head.weight", (VOCAB, HIDDEN), -0.5, 0.5
+        yield "lm_head.weight", (VOCAB, hidden), -0.5, 0.5
     if "text_config" in model.config:
         yield "model.visual.patch_embed.proj.weight", (4, 3), -1, 1
-        yield "mtp.fc.weight", (HIDDEN, 2 * HIDDEN), -1, 1
+        yield "mtp.fc.weight", (hidden, 2 * hidden), -1, 1
 
 
 def _attention(name: str, text: Config) -> Tensors:
     family, heads = text["model_type"], text["num_attention_heads"]
-    dim = text.get("head_dim", HIDDEN // heads)
+    hidden = text["hidden_size"]
+    dim = text.get("head_dim", hidden // heads)
     query, key = heads * dim, text["num_key_value_heads"] * dim
     gated, normed = family == "qwen3_5_text", family in ("qwen3", "qwen3_5_text")
     for part, rows in (("q", 2 * query if gated else query), ("k", key), ("v", key)):
-        yield _matrix(f"{name}.{part}_proj", rows, HIDDEN, gain=1.5)
+        yield _matrix(f"{name}.{part}_proj", rows, hidden, gain=1.5)
         if family == "qwen2":
             yield f"{name}.{part}_proj.bias", (rows,), -0.5, 0.5
-    yield _matrix(f"{name}.o_proj", HIDDEN, query)
+    yield _matrix(f"{name}.o_proj", hidden, query)
     for part in "qk" if normed else "":
         yield f"{name}.{part}_norm.weight", (dim,), 0.0 if gated else 1.0, 1.0 if gated else 2.0
 
 
 def _gated_delta(name: str, text: Config) -> Tensors:
-    heads, width = text["linear_num_value_heads"], text["linear_value_head_dim"]
+    hidden, heads, width = text["hidden_size"], text["linear_num_value_heads"], text["linear_value_head_dim"]
     channels = 2 * text["linear_num_key_heads"] * text["linear_key_head_dim"] + heads * width
     for part, rows in (("qkv", channels), ("z", heads * width), ("b", heads), ("a", heads)):
-        yield _matrix(f"{name}.in_proj_{part}", rows, HIDDEN)
+        yield _matrix(f"{name}.in_proj_{part}", rows, hidden)
     yield f"{name}.conv1d.weight", (channels, 1, text["linear_conv_kernel_dim"]), -0.9, 0.9
     yield f"{name}.A_log", (heads,), -1.5, 1.0
     yield f"{name}.dt_bias", (heads,), -4.0, 1.0
     yield _norm(f"{name}.norm", width, unit=False)
-    yield _matrix(f"{name}.out_proj", HIDDEN, heads * width)
+    yield _matrix(f"{name}.out_proj", hidden, heads * width)
 
 
 def _matrix(name: str, rows: int, columns: int, gain: float = 1.0) -> tuple[str, tuple[int, ...], float, float]:

@@ -92,23 +92,24 @@ def train_tokenizer(texts: Texts) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=2048, chat_template=CHAT_TEMPLATE, **ends)
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3_5TextConfig:
-    """The architecture: three gated-delta layers and one of full attention, every dimension a multiple of 128."""
+def model_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> Qwen3_5TextConfig:
+    """The architecture: every fourth layer has full attention, and every dimension is a multiple of 128."""
+    heads = hidden // 128
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
     rope |= {"mrope_section": [11, 11, 10], "mrope_interleaved": True}
     return Qwen3_5TextConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        layer_types=["linear_attention"] * 3 + ["full_attention"],
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        layer_types=["linear_attention" if (i + 1) % 4 else "full_attention" for i in range(layers)],
         full_attention_interval=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         head_dim=256,
         attn_output_gate=True,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
+        linear_num_key_heads=heads,
+        linear_num_value_heads=2 * heads,
         linear_key_head_dim=128,
         linear_value_head_dim=128,
         linear_conv_kernel_dim=4,
@@ -248,7 +249,7 @@ def save(model: Qwen3_5ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Pat
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.8, top_k=40, top_p=0.95, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
-    model.save_pretrained(out)
+    model.save_pretrained(out, max_shard_size="14MB")
     tokenizer.save_pretrained(out)
 
 
@@ -258,6 +259,8 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True, help="folder of the two texts")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint to")
     parser.add_argument("--minutes", type=float, required=True, help="most minutes to train for")
+    parser.add_argument("--hidden", type=int, default=256, help="hidden size, a multiple of 256")
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32, help="rows in a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -270,7 +273,7 @@ def main() -> None:
     trained_texts, held_texts = load_texts(args.texts)
     tokenizer = train_tokenizer(trained_texts)
     trained, held = Rowing(trained_texts, tokenizer), Rowing(held_texts, tokenizer)
-    model = Qwen3_5ForCausalLM(model_config(tokenizer)).to(device)
+    model = Qwen3_5ForCausalLM(model_config(tokenizer, args.hidden, args.layers)).to(device)
     training = Training(model, tokenizer.pad_token_id, args)
     best = training.run(trained, held.fixed(), tokenizer)
     model.load_state_dict(best.weights)
