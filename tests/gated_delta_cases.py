@@ -119,12 +119,13 @@ class Launch:
             }
         self.device |= {name: gpu.Array(array) for name, array in self._poison.items()}
         sequences = len(self.host["slots"])
-        self.semaphores = gpu.Array(np.zeros(sequences * case.attributes["key_heads"], np.uint32))
         values: dict[str, int | float | None] = {name: array.pointer for name, array in self.device.items()}
         values |= {f"{name}_steps": values.get(f"{name}_steps") for name in STATES}
-        values |= {"semaphores": self.semaphores.pointer, "workspace": None, "tokens": tokens, "sequences": sequences}
+        values |= {"semaphores": None, "workspace": None, "tokens": tokens, "sequences": sequences}
         values |= case.attributes
         self.arguments = kernels.arguments("gated_delta", **values)
+        self.semaphores = gpu.Array(np.zeros(kernels.query("gated_delta_semaphores", self.arguments), np.uint8))
+        self.arguments.semaphores = self.semaphores.pointer
         size = kernels.query("gated_delta_workspace", self.arguments)
         self._workspace = gpu.Array(np.full(size, 0xFF, np.uint8))
         self.arguments.workspace = self._workspace.pointer if size else None

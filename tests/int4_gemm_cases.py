@@ -24,7 +24,7 @@ MODEL_SHAPES = {
 }
 """N x K of the matrices of a layer."""
 
-WISHES = ("tile", "splits", "warps_n", "warps_k", "blocks")
+WISHES = ("tile", "splits", "warps_n", "warps_k", "stripes", "blocks")
 
 
 def gemm(

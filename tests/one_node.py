@@ -17,7 +17,7 @@ from orinkit_export.nodes import OpNodes
 from tolerances import RELATIVE_ERROR, relative_error
 
 Array = NDArray[Any]
-WEIGHTS = {"table", "scale", "weight", "scales", "zeros", "norm", "bias", "conv_weight"}
+WEIGHTS = {"table", "scale", "weight", "scales", "zeros", "norm", "bias", "columns", "conv_weight"}
 """Inputs that are initializers, as in a real graph."""
 
 

@@ -78,7 +78,7 @@ def projection(
     options: str = "",
     float32_output: int = 0,
 ) -> Case:
-    """`kind`: int4, wide or int8; `options`: letters of zeros, norm, bias, residual, rows (picked) and swiglu."""
+    """`kind`: int4, wide or int8; `options`: letters of zeros, norm, bias, residual, rows (picked), swiglu, columns."""
     rng = np.random.default_rng(seed)
     swiglu = "s" in options
     picked = np.array([tokens - 1, 0], np.int32) if "p" in options else None
@@ -102,7 +102,9 @@ def projection(
         packed = int4.pack(rng.integers(0, 16, (n, k)).astype(np.uint8))
         scales = _normal(rng, n, k // group, dtype=np.float16, scale=0.1)
         zeros = int4.pack(rng.integers(0, 16, (n, k // group)).astype(np.uint8)) if "z" in options else None
-        return Case(name, "OrinInt4Gemm", (x, packed, scales, zeros, *tail), attributes | {"group_size": group})
+        columns = (rng.permutation(k).astype(np.int32),) if "c" in options else ()
+        inputs = (x, packed, scales, zeros, *tail, *columns)
+        return Case(name, "OrinInt4Gemm", inputs, attributes | {"group_size": group})
     if kind == "int8":
         weight, scale = rng.integers(-128, 128, (n, k)).astype(np.int8), _normal(rng, n, dtype=np.float16, scale=0.01)
         return Case(name, "OrinLinear", (x, weight, scale, *tail), attributes)
@@ -195,6 +197,8 @@ def all_cases() -> Iterator[Case]:
                 yield projection(seed, kind, dtype, options=options, float32_output=int("p" in options))
         yield projection(7, "int4", dtype, options="znb", group=64, k=192)
         yield projection(8, "int4", dtype, options="z", group=128, k=128, n=33, tokens=1)
+        yield projection(9, "int4", dtype, options="nc")
+        yield projection(10, "int4", dtype, options="zc", group=64, k=192, tokens=1)
         for tokens, past in ((1, 0), (1, 7), (9, 0), (8, 31)):
             yield attention(3, tokens, past, dtype)
             yield gated_delta(4, tokens, past, dtype)

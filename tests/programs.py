@@ -21,17 +21,25 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models
 
 import small_models
-from orinkit_export import safetensors
+from orinkit import target
+from orinkit.bundle import Bundle
+from orinkit_export import plan, safetensors
+from orinkit_export.build import build
 from orinkit_export.checkpoint import CONFIG, WEIGHTS, Checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO, TARGET = ROOT / "recipes/demo.yaml", ROOT / "targets/host.yaml"
 CHECKPOINT = ROOT / "tests/data/demo-model"
+BUILD: tuple[str | Path, ...] = ("build", "recipe.yaml", "--target", TARGET, "-o", "out")
+"""What builds the bundle of a desk, in its folder."""
+EVALUATION = {"sequences": 1, "tokens": 16, "bounds": {"perplexity_increase": 1e6, "kl_mean": 1e3, "top1": 0.0}}
+"""On little text and without demands."""
 PLAIN = {
     "name": "plain",
     "checkpoint": {"path": "checkpoint"},
     "shapes": {"capacity": 64, "slots": 2, "chunk": 32},
     "quantise": {"method": "rtn"},
+    "evaluation": EVALUATION,
     "golden": {"prompts": ["ROMEO:", "Tom has 3 apples and buys"], "tokens": 4},
 }
 """A recipe for a copy of the demo's checkpoint that is soon verified."""
@@ -39,8 +47,9 @@ SMALL = {
     "name": "small",
     "checkpoint": {"path": "checkpoint"},
     "shapes": {"capacity": 64, "slots": 2, "chunk": 32},
-    "quantise": {"group_size": 32},
+    "quantise": {"method": "awq+gptq", "group_size": 32},
     "calibration": {"sequences": 2, "tokens": 32},
+    "evaluation": EVALUATION,
     "golden": {"prompts": ["ROMEO:", "To be, or not to be", "1 2 3"], "tokens": 4},
 }
 """A recipe for a small random model, which is soon calibrated."""
@@ -55,12 +64,10 @@ def command(program: str, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", f"{code}; main(prog_name={program!r})", *map(str, arguments)]
 
 
-def run(
-    program: str, *arguments: str | Path, cwd: Path | None = None, wrapper: Sequence[str] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run a verb to its end; `wrapper` is a command that runs it."""
+def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end."""
     return subprocess.run(
-        [*wrapper, *command(program, *arguments)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        command(program, *arguments), cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
 
 
@@ -69,6 +76,11 @@ def succeed(program: str, *arguments: str | Path, cwd: Path | None = None) -> st
     done = run(program, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def finish(folder: Path) -> Bundle:
+    """The same as `BUILD` in this process."""
+    return build(plan.read(folder / "recipe.yaml"), target.read(TARGET), folder / "out")
 
 
 def write_recipe(path: Path, **changes: Any) -> Path:
@@ -102,6 +114,11 @@ def small_desk(folder: Path) -> Path:
     tokenizer.save(str(path / "tokenizer.json"))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
     return folder
+
+
+def is_tidy(folder: Path) -> bool:
+    """Whether a build has left nothing in a desk but its bundle and its report."""
+    return {path.name for path in folder.iterdir()} == {"recipe.yaml", "checkpoint", "out", "out.report"}
 
 
 def tensors(checkpoint: Path) -> dict[str, NDArray[Any]]:

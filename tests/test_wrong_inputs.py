@@ -27,9 +27,8 @@ from mistakes import (
     weight,
     wider_blocks,
 )
-from programs import TARGET, desk, listing, refused, run, succeed
+from programs import BUILD, desk, listing, refused, run, succeed
 
-BUILD: tuple[str | Path, ...] = ("build", "recipe.yaml", "--target", TARGET, "-o", "out")
 BLOB = "checkpoint/model.safetensors"
 
 

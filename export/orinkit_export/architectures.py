@@ -91,8 +91,6 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act: expected 'silu', found {activation!r}; no op computes it")
-    if config.get("quantization_config"):
-        raise CheckpointError("config.json: the checkpoint is quantised already; use the float one it was made from")
 
 
 def _layer_types(config: Mapping[str, Any], entry: Architecture) -> list[str]:

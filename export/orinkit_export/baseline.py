@@ -30,7 +30,7 @@ Float32 = NDArray[np.float32]
 def inputs(plan: Plan, provenance: Provenance) -> dict[str, Any]:
     """What the hidden rows depend on. Raises ConfigError: no such text."""
     digest = hashlib.sha256(plan.evaluation_ids().tobytes()).hexdigest()
-    return {"provenance": config.dump(provenance), "model": config.dump(plan.spec), "ids": digest}
+    return {"files": config.dump(provenance.files), "model": config.dump(plan.spec), "ids": digest}
 
 
 def run(plan: Plan, folder: Path) -> None:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`orin-export build`: a planned export to a verified bundle, stage by stage.
 
-    model    checkpoint -> model.data, model.onnx
-    verify   graph against its reference, golden tokens -> verify.json
-    bundle   everything in one folder with its manifest, renamed to the output
+    model      checkpoint -> model.data, model.onnx
+    verify     graph against its reference, golden tokens -> verify.json
+    float      checkpoint -> hidden rows of the evaluation text
+    evaluate   graph against the float model -> quality.json
+    bundle     everything in one folder with its manifest, renamed to the output
 
 Stages live in `<output>.work`, which is removed when the bundle is complete. It stays where another run can go on:
-after a kill, Ctrl-C, a full disk, a failed verification (other golden prompts need no new model) or a wrong key.
+after a kill, Ctrl-C, a full disk, a failed verification (other golden prompts need no new model), a missed bound or a
+wrong key. Before the bounds are looked at, `<output>.report` gets the report: it tells of the last export that was
+evaluated, refused ones included.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,19 +37,22 @@ from orinkit.errors import BundleError, OrinError
 from orinkit.ops import VERSIONS
 from orinkit.runtime.steps import Stepper
 from orinkit.target import Target
-from orinkit_export import disk, graph, prepare, quantise, stages, store, verify
+from orinkit_export import baseline, cost, disk, evaluate, gate, graph, prepare, quantise, stages, store, verify
 from orinkit_export.plan import Plan
 from orinkit_export.progress import Advance, progress, say
+from orinkit_export.report import page
+from orinkit_export.report.collect import collect
+from orinkit_export.report.data import HTML
 
 REPLACED, VERIFIED = "replaced", "verify.json"
 
 
-def build(plan: Plan, target: Target, output: Path, key: Path | None = None) -> Bundle:
+def build(plan: Plan, target: Target, output: Path, key: Path | None = None, accept: bool = False) -> Bundle:
     """Make the bundle `output` for `target`, signed with the private key `key` if given.
 
-    A bundle of the same inputs is kept, and only signed if `key` is given. Whatever happens, `output` is what it was
-    before or the complete new bundle; a kill between the two renames that replace it is put right by the next run.
-    Raises OrinError.
+    A missed bound is refused; with `accept` it is recorded in the manifest. A bundle of the same inputs is kept, and
+    only signed if `key` is given. Whatever happens, `output` is what it was before or the complete new bundle; a kill
+    between the two renames that replace it is put right by the next run. Raises OrinError.
     """
     output = Path(os.path.realpath(output))
     _check_output(output)
@@ -51,14 +60,23 @@ def build(plan: Plan, target: Target, output: Path, key: Path | None = None) -> 
     with stages.locked(work):
         _put_back(work / REPLACED, output)
         provenance = _provenance(plan)
-        finished = _finished(plan, target, output, provenance)
+        finished = _finished(plan, target, output, provenance, accept)
         if finished is None:
             disk.check_space(work, 2 * plan.data_bytes())
-            model = stages.run(work, "model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
-            verified = stages.run(
-                work, "verify", _verify_inputs(plan, model), lambda folder: _verify(plan, model, folder)
+            done = _made(plan, work, provenance)
+            verified = json.loads((done["verify"] / VERIFIED).read_text(encoding="utf-8"))
+            numbers = _judged(plan, target, done, verified["report"], output, accept)
+            manifest = Manifest(
+                name=plan.recipe.name,
+                recipe=plan.recipe,
+                target=target,
+                model=plan.spec,
+                ops=VERSIONS,
+                provenance=provenance,
+                golden=tuple(config.parse(case, GoldenCase, VERIFIED) for case in verified["golden"]),
+                report=numbers,
             )
-            _assemble(plan, target, provenance, model, verified, work / "bundle", key)
+            _assemble(plan, manifest, done["model"], work / "bundle", key)
             _replace(work / "bundle", output)
         elif key is not None:
             bundle.sign(output, key)
@@ -80,8 +98,8 @@ def _check_output(output: Path) -> None:
     raise BundleError(f"{output}: expected a bundle, an empty folder or nothing, found {found}; choose another")
 
 
-def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance) -> Bundle | None:
-    """The bundle at `output` if it is intact and was made from the same inputs."""
+def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance, accept: bool) -> Bundle | None:
+    """The bundle at `output` if it is intact and was made from the same inputs; a missed bound is accepted anew."""
     try:
         found = Bundle.open(output, keys=None, supported=VERSIONS)
     except OrinError:
@@ -92,6 +110,7 @@ def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance) 
         plan.spec,
         provenance,
     )
+    same = same and (accept or "accepted" not in found.manifest.report)
     if same:
         say(f"{output} is up to date")
     return found if same else None
@@ -114,6 +133,23 @@ def _digest(path: Path, advance: Advance = lambda _: None) -> str:
             total.update(chunk)
             advance(len(chunk))
     return total.hexdigest()
+
+
+def _made(plan: Plan, work: Path, provenance: Provenance) -> dict[str, Path]:
+    """The folders of the stages, each made now or found complete."""
+
+    def stage(name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        return stages.run(work, name, inputs, cost.measured(make))
+
+    on_text = baseline.inputs(plan, provenance)  # first, so that a wrong text is told before the work of hours
+    model = stage("model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
+    made = {"graph": _digest(model / GRAPH), "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8"))}
+    asked = made | {"golden": config.dump(plan.recipe.golden), "shapes": config.dump(plan.recipe.shapes)}
+    verified = stage("verify", asked, lambda folder: _verify(plan, model, folder))
+    hidden = stage("float", on_text, lambda folder: baseline.run(plan, folder))
+    asked = made | {"float": on_text, "chunk": plan.recipe.shapes.chunk}
+    evaluated = stage("evaluate", asked, lambda folder: evaluate.run(plan, model / GRAPH, hidden, folder))
+    return {"model": model, "verify": verified, "float": hidden, "evaluate": evaluated}
 
 
 def _model_inputs(plan: Plan, provenance: Provenance) -> dict[str, Any]:
@@ -142,15 +178,6 @@ def _model(plan: Plan, folder: Path) -> None:
         graph.save(built, folder / GRAPH)
 
 
-def _verify_inputs(plan: Plan, model: Path) -> dict[str, Any]:
-    return {
-        "graph": _digest(model / GRAPH),
-        "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8")),
-        "golden": config.dump(plan.recipe.golden),
-        "shapes": config.dump(plan.recipe.shapes),
-    }
-
-
 def _verify(plan: Plan, model: Path, folder: Path) -> None:
     say("verify: golden tokens, and the graph against its reference")
     engine = open_engine("onnxruntime", model / GRAPH, plan.spec)
@@ -164,9 +191,20 @@ def _verify(plan: Plan, model: Path, folder: Path) -> None:
         (folder / VERIFIED).write_text(json.dumps(record, sort_keys=True, indent=1) + "\n", encoding="utf-8")
 
 
-def _assemble(
-    plan: Plan, target: Target, provenance: Provenance, model: Path, verified: Path, folder: Path, key: Path | None
-) -> Manifest:
+def _judged(
+    plan: Plan, target: Target, done: Mapping[str, Path], agreement: dict[str, float], output: Path, accept: bool
+) -> dict[str, float]:
+    """Write the report; the numbers for the manifest. Raises VerificationError: a missed bound that is not accepted."""
+    found = collect(plan, target, done, agreement)
+    found = replace(found, accepted=accept and bool(found.missed))
+    folder = output.with_name(f"{output.name}.report")
+    page.write(found, folder)
+    if not accept:
+        gate.refuse(found.missed, folder / HTML)
+    return {**agreement, **found.quality.report(), **({"accepted": 1.0} if found.accepted else {})}
+
+
+def _assemble(plan: Plan, manifest: Manifest, model: Path, folder: Path, key: Path | None) -> None:
     """Everything that travels, in `folder`, with its manifest."""
     shutil.rmtree(folder, ignore_errors=True)
     sources = {name: model / name for name in (GRAPH, DATA)}
@@ -175,22 +213,10 @@ def _assemble(
         (folder / "tokenizer").mkdir(parents=True)
         for name, source in sources.items():
             shutil.copyfile(source, folder / name)
-    record = json.loads((verified / VERIFIED).read_text(encoding="utf-8"))
-    manifest = Manifest(
-        name=plan.recipe.name,
-        recipe=plan.recipe,
-        target=target,
-        model=plan.spec,
-        ops=VERSIONS,
-        provenance=provenance,
-        golden=tuple(config.parse(case, GoldenCase, VERIFIED) for case in record["golden"]),
-        report=record["report"],
-    )
     with progress("bundle", sum(source.stat().st_size for source in sources.values()), "MB", 1e6) as advance:
-        written = bundle.write(folder, manifest, advance)
+        bundle.write(folder, manifest, advance)
     if key is not None:
         bundle.sign(folder, key)
-    return written
 
 
 def _replace(made: Path, output: Path) -> None:

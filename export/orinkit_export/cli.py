@@ -24,11 +24,18 @@ def main() -> None:
 @click.option("-o", "--output", type=_path, help="The bundle's folder; without it build/<recipe>-<target>.")
 @click.option("--checkpoint", type=_path, help="Folder to read instead of the one that the recipe names.")
 @click.option("--sign", "key", type=_path, help="Private key (orin-export keygen) to sign the bundle with.")
+@click.option("--accept", is_flag=True, help="Take an export that misses a bound of its recipe; it is recorded.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on where weights hold NaN, infinities or only zeros.")
 def build(
-    recipe: Path, target: Path, output: Path | None, checkpoint: Path | None, key: Path | None, allow_nonfinite: bool
+    recipe: Path,
+    target: Path,
+    output: Path | None,
+    checkpoint: Path | None,
+    key: Path | None,
+    accept: bool,
+    allow_nonfinite: bool,
 ) -> None:
-    """Quantise a checkpoint and pack it with its graph into a bundle.
+    """Quantise a checkpoint and pack it with its graph into a bundle; its report lies beside it in <output>.report.
 
     A second run with the same inputs does nothing; one that was killed goes on where it was.
     """
@@ -40,12 +47,13 @@ def build(
     from orinkit_export.build import build as make  # half a second, so after what can be refused at once
 
     folder = output or Path("build") / f"{planned.recipe.name}-{chosen.id}"
-    done = make(planned, chosen, folder, key)
+    done = make(planned, chosen, folder, key, accept)
     total = sum(entry.size for entry in done.manifest.files)
     report = done.manifest.report
     click.echo(
         f"{folder}: {total / 1e6:.1f} MB, {len(done.manifest.golden)} golden prompts, "
-        f"KL to the reference {report['kl_mean']:.2g} over {report['positions']:.0f} positions"
+        f"KL to the reference {report['kl_mean']:.2g}, to the float model {report['quality_kl_mean']:.2g}"
+        f"{', which misses a bound' if 'accepted' in report else ''}; {folder}.report/report.html tells more"
     )
 
 
@@ -66,6 +74,27 @@ def verify(bundle: Path) -> None:
     for name, value in found.report().items():
         click.echo(f"{name}: {value:.6g}")
     numbers.check(found)
+
+
+@main.command()
+@click.argument("a", type=_path)
+@click.argument("b", type=_path)
+@click.option("-o", "--output", type=_path, help="Write an HTML page with both as well.")
+def compare(a: Path, b: Path, output: Path | None) -> None:
+    """Put two exports side by side: what they lost, the errors of their matrices, sizes, time and memory.
+
+    A and B are bundles whose reports lie beside them, or the folders of the reports.
+    """
+    from orinkit_export.disk import writing
+    from orinkit_export.report import compare as side_by_side
+    from orinkit_export.report.data import read
+
+    first, second, names = read(a), read(b), (str(a), str(b))
+    for line in side_by_side.text(first, second, names):
+        click.echo(line)
+    if output is not None:
+        with writing(output):
+            output.write_text(side_by_side.page(first, second, names), encoding="utf-8")
 
 
 @main.command()

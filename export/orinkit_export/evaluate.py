@@ -43,6 +43,8 @@ class Quality:
     positions: int
     perplexity_float: float
     perplexity: float
+    perplexity_increase: float
+    """Per cent."""
     kl_mean: float
     """Mean KL(float || export) in nats."""
     kl_p99: float
@@ -52,15 +54,10 @@ class Quality:
     histogram: tuple[int, ...]
     """Positions by their KL divergence: below EDGES[0], between each two edges, from the last one on."""
 
-    @property
-    def perplexity_increase(self) -> float:
-        """Per cent."""
-        return 100 * (self.perplexity / self.perplexity_float - 1)
-
     def report(self) -> dict[str, float]:
         """The numbers that a manifest keeps."""
-        names = ("positions", "perplexity_float", "perplexity", "perplexity_increase", "kl_mean", "kl_p99", "top1")
-        return {f"quality_{name}": float(f"{float(getattr(self, name)):.4g}") for name in names}
+        numbers = {name: value for name, value in vars(self).items() if name != "histogram"}
+        return {f"quality_{name}": float(f"{float(value):.4g}") for name, value in numbers.items()}
 
 
 class _Softmax:
@@ -145,9 +142,7 @@ def run(plan: Plan, model: Path, hidden: Path, folder: Path) -> None:
         (folder / QUALITY).write_text(json.dumps(config.dump(quality)) + "\n", encoding="utf-8")
 
 
-def compared(
-    plan: Plan, engine: Engine, sequence: NDArray[np.int32], normed: Float32
-) -> Iterator[Comparison]:
+def compared(plan: Plan, engine: Engine, sequence: NDArray[np.int32], normed: Float32) -> Iterator[Comparison]:
     """A sequence [T] and its float rows [T-1, H], in steps of at most `STEP` positions. Raises VerificationError."""
     step = min(STEP, plan.recipe.shapes.chunk)
     starts = range(0, len(normed), step)
@@ -168,12 +163,13 @@ def summary(parts: Sequence[Comparison]) -> Quality:
     """The numbers over all positions of all `parts`."""
     kl, same = (np.concatenate([getattr(part, name) for part in parts]) for name in ("kl", "same"))
     losses = np.concatenate([part.losses for part in parts], axis=1)
-    perplexities = np.exp(losses.mean(axis=1))
+    before, after = np.exp(losses.mean(axis=1)).tolist()
     bins = np.bincount(np.searchsorted(EDGES, kl, side="right"), minlength=len(EDGES) + 1)
     return Quality(
         positions=len(kl),
-        perplexity_float=float(perplexities[0]),
-        perplexity=float(perplexities[1]),
+        perplexity_float=before,
+        perplexity=after,
+        perplexity_increase=100 * (after / before - 1),
         kl_mean=float(kl.mean()),
         kl_p99=float(np.quantile(kl, 0.99)),
         top1=float(same.mean()),

@@ -127,7 +127,8 @@ def project(
         inputs = [x, weight, g.weight_if_stored(f"{stem}.scale"), *tail]
         op_type, k, extra = "OrinLinear", columns, {}
     else:
-        inputs = [x, weight, scales, g.weight_if_stored(f"{stem}.zeros"), *tail]
+        zeros, order = (g.weight_if_stored(f"{stem}.{name}") for name in ("zeros", "columns"))
+        inputs = [x, weight, scales, zeros, *tail, order]
         op_type, k = "OrinInt4Gemm", 2 * columns
         extra = {"group_size": k // g.shape(f"{stem}.scales")[1]}
     (y,) = g.nodes.add(

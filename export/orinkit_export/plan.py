@@ -19,11 +19,10 @@ from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestErr
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
-from orinkit_export import architectures, calibrate, quantise, texts
+from orinkit_export import architectures, calibrate, imports, quantise, texts
 from orinkit_export.checkpoint import Checkpoint
 from orinkit_export.safetensors import parse_object
 from orinkit_export.weights import Weight, Weights
-
 
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 """What a recipe without a text of its own is evaluated on; nothing of it is in the calibration text."""
@@ -57,7 +56,7 @@ class Plan:
 
     def head(self) -> Weight:
         """The head's rows; the embedding's where they are one tensor."""
-        return next((weight for weight in self.stored() if weight.role == "head"), self.embedding())
+        return next((weight for weight in self.stored() if weight.name == "head.weight"), self.embedding())
 
     def parameters(self) -> int:
         """How many weights the model has; those that embedding and head share count once."""
@@ -95,6 +94,7 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
         )
     opened = Checkpoint.open(folder, allow_nonfinite)
     spec = architectures.model_spec(opened.text_config, _generation_config(opened))
+    imports.check_method(chosen.quantise.method, opened, recipe_path)
     plan = Plan(chosen, opened, spec, _tokenizer(opened, spec), recipe_path.parent)
     if chosen.shapes.capacity > plan.spec.max_positions:
         raise ConfigError(
@@ -103,7 +103,8 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
         )
     for weight in plan.stored():
         quantise.check_shape(weight, chosen)
-        _check_size(weight, opened)
+        if not weight.integers:
+            _check_size(weight, opened)
     _check_prompts(plan, recipe_path)
     return plan
 

@@ -26,6 +26,7 @@ from orinkit_export.disk import writing
 from orinkit_export.folds import Arrays, Fold, folds
 from orinkit_export.plan import Plan
 from orinkit_export.progress import progress
+from orinkit_export.rounding import plain_loss
 from orinkit_export.weights import Weight
 
 Float32 = NDArray[np.float32]
@@ -40,6 +41,9 @@ POINTS = {
     "down.weight": "inner",
 }
 """Where the inputs of each quantised matrix of a layer are measured."""
+
+OUTLIER = 8
+"""A channel is an outlier from so many times the mean magnitude of the median channel on."""
 
 CALIBRATED = frozenset({"awq", "gptq", "awq+gptq"})
 
@@ -117,6 +121,11 @@ class _Calibrated:
         with progress(f"layer {index}", self._ids.size, "tokens") as advance:
             statistics, rows = self._runner.run(index, arrays, self._shared, hidden, advance)
             self._hidden.write(hidden.shape, rows)
+        self._record_inputs(prefix, statistics)
+        for weight in mine:
+            name = weight.name.removeprefix(prefix)
+            if point := POINTS.get(name):
+                self._record_before(_in_memory(weight, arrays[name]), statistics[point].gram)
         for fold in folds(self._plan.spec.layers[index], self._plan.spec.hidden):
             self._smooth(prefix, fold, arrays, statistics[fold.point])
         for weight in mine:
@@ -151,11 +160,41 @@ class _Calibrated:
         for sequence in self._hidden.read(layers):
             statistics.add(rms_norm(sequence, norm, self._plan.spec.norm_eps))
         for weight in rest:
+            if weight.role == "head":
+                self._record_before(weight, statistics.gram)
             yield weight, statistics.gram if weight.role == "head" else None
+
+    def _record_before(self, weight: Weight, gram: Float32) -> None:
+        """Keep what plain rounding would have lost, on a sample of the rows."""
+        if quantise.format_of(self._plan.recipe, weight.role) == "int4":
+            lost = plain_loss(_sampled(weight), self._plan.recipe.quantise.group_size, gram)
+            _record(self._folder, f"{weight.name}.before", {"error": lost})
+
+    def _record_inputs(self, prefix: str, statistics: dict[str, Statistics]) -> None:
+        """Keep how large the inputs of a layer's projections are, and how unlike their channels."""
+        for point, found in statistics.items():
+            channel, typical = int(found.max_abs.argmax()), float(np.median(found.mean_abs))
+            entry = {
+                "largest": float(found.max_abs[channel]),
+                "channel": channel,
+                "channel_mean": float(found.mean_abs[channel]),
+                "typical": typical,
+                "outliers": int((found.mean_abs > OUTLIER * typical).sum()),
+            }
+            _record(self._folder, f"{prefix}{point}.inputs", entry)
 
 
 def _read(weight: Weight) -> Float32:
     return np.concatenate(list(weight.blocks()))
+
+
+def _sampled(weight: Weight) -> Float32:
+    picked, parts, start = smoothing.sample_rows(weight.shape[0]), [], 0
+    for block in weight.blocks():
+        inside = (picked >= start) & (picked < start + len(block))
+        parts.append(block[picked[inside] - start])
+        start += len(block)
+    return np.concatenate(parts)
 
 
 def _in_memory(weight: Weight, array: Float32) -> Weight:

@@ -33,13 +33,16 @@ def format_of(recipe: Recipe, role: Role) -> Format:
     """How the recipe stores weights of a role."""
     if role == "float32":
         return "float32"
+    if role == "imported":
+        return "int4"
     chosen: dict[Role, Format] = {
         "embedding": recipe.quantise.embedding,
         "head": recipe.quantise.head,
         "projection": "int4",
         "gated_delta": recipe.quantise.gated_delta,
     }
-    wide = role == "wide" or recipe.quantise.method == "none" or chosen[role] == "float16"
+    left = recipe.quantise.method == "import" and role in ("projection", "gated_delta")
+    wide = role == "wide" or recipe.quantise.method == "none" or left or chosen[role] == "float16"
     return recipe.activations if wide else chosen[role]
 
 
@@ -54,8 +57,14 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
     `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors; then the result is the
     relative squared error of the outputs.
 
-    Raises ConfigError: a shape that the format does not fit, values that float16 cannot hold.
+    Raises ConfigError: a shape that the format does not fit, values that float16 cannot hold. Raises CheckpointError:
+    integers of the checkpoint that cannot be kept.
     """
+    stem = weight.name.removesuffix(".weight")
+    if weight.integers:
+        for suffix, array in weight.integers.tensors():
+            writer.write(f"{stem}.{suffix}", [array])
+        return None
     check_shape(weight, recipe)
     kind = format_of(recipe, weight.role)
     if kind in ("float16", "float32"):
@@ -79,7 +88,6 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
             scales.append(block_scales)
             yield values
 
-    stem = weight.name.removesuffix(".weight")
     writer.write(weight.name, packed())
     writer.write(f"{stem}.{'scales' if kind == 'int4' else 'scale'}", scales)
     return lost / power if power else None
@@ -89,7 +97,7 @@ def check_shape(weight: Weight, recipe: Recipe) -> None:
     """Raises ConfigError when the format that the recipe chooses does not fit the shape of `weight`."""
     kind = format_of(recipe, weight.role)
     try:
-        if kind == "int4":
+        if kind == "int4" and not weight.integers:
             int4.num_groups(weight.shape[1], recipe.quantise.group_size)
         if kind == "int8":
             _check_int8(weight.shape[1])
@@ -99,6 +107,8 @@ def check_shape(weight: Weight, recipe: Recipe) -> None:
 
 def stored_bytes(weight: Weight, recipe: Recipe) -> int:
     """Bytes that `store` writes for `weight`."""
+    if weight.integers:
+        return weight.integers.nbytes
     size, rows = math.prod(weight.shape), weight.shape[0]
     kind = format_of(recipe, weight.role)
     if kind == "int4":
@@ -110,6 +120,8 @@ def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:
     """The tensors that `store` writes for `weight`."""
     kind = format_of(recipe, weight.role)
     stem = weight.name.removesuffix(".weight")
+    if weight.integers:
+        return tuple(f"{stem}.{suffix}" for suffix in weight.integers.layout)
     extra = {"int4": (f"{stem}.scales",), "int8": (f"{stem}.scale",)}.get(kind, ())
     return (weight.name, *extra)
 

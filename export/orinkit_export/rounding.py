@@ -112,6 +112,15 @@ def loss(weight: Float32, rounded: Float32, gram: Float32) -> float:
     return float(np.einsum("nk,nk->", difference @ gram, difference, dtype=np.float64))
 
 
+def plain_loss(weight: Float32, group_size: int, gram: Float32) -> float:
+    """Share of the outputs' power that the nearest integers lose with s = absmax / 7, the plainest rounding."""
+    n, k = weight.shape
+    scales = (np.abs(weight).reshape(n, k // group_size, group_size).max(axis=2) / 7).astype(np.float16)
+    scales[scales == 0] = 1
+    power = loss(weight, np.zeros_like(weight), gram)
+    return loss(weight, nearest(weight, scales).dequantised(), gram) / power if power else 0.0
+
+
 class Rounder:
     """How the rows of one matrix are rounded: searched scales, then the nearest integers or GPTQ's."""
 

@@ -53,7 +53,7 @@ class Smoothing:
 
 def search(fold: Fold, matrices: Sequence[Float32], group_size: int, mean_abs: Float32, gram: Float32) -> Smoothing:
     """The best vector for the quantised `matrices` [N, K] that read the fold's channels; mean_abs [K], gram [K, K]."""
-    sampled = [matrix[_rows(len(matrix))] for matrix in matrices]
+    sampled = [matrix[sample_rows(len(matrix))] for matrix in matrices]
     best = Smoothing(np.ones(fold.width, np.float32), "identity", 0.0, 1.0)
     base = least = sum(_loss(matrix, group_size, gram, None) for matrix in sampled)
     for kind, alpha, candidate in _candidates(fold, sampled, group_size, mean_abs):
@@ -65,7 +65,8 @@ def search(fold: Fold, matrices: Sequence[Float32], group_size: int, mean_abs: F
     return best if best.ratio < 1 - LEAST_GAIN else Smoothing(np.ones(fold.width, np.float32), "identity", 0.0, 1.0)
 
 
-def _rows(count: int) -> NDArray[np.intp]:
+def sample_rows(count: int) -> NDArray[np.intp]:
+    """At most MAX_ROWS of `count` rows, spread evenly; gate and up rows, which alternate, are both among them."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_ROWS)).astype(np.intp))
 
 

@@ -52,9 +52,9 @@ class Weights:
     """The weights of a model in the order in which they are stored."""
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec, positions: int) -> None:
-        """Raises CheckpointError: the checkpoint is quantised in a way that the ops cannot represent."""
+        """Raises CheckpointError: a checkpoint that is quantised in a way that the ops cannot represent."""
         self._checkpoint = checkpoint
-        self._format = imports.stored_format(checkpoint)
+        self._format = imports.stored_format(checkpoint, spec.tied)
         self._spec = spec
         self._positions = positions
         self._unit = by_name(spec.architecture).unit_norms
@@ -78,19 +78,17 @@ class Weights:
 
     def _vocabulary(self, ours: str, theirs: str, role: Role) -> Weight:
         shape, module = (self._spec.vocab, self._spec.hidden), theirs.removesuffix(".weight")
-        if integers := self._integers((module,), shape, lambda part: part(module, shape[0])):
-            if role == "embedding" or self._spec.tied:
-                raise 
-            return _imported(f"{ours}.weight", integers)
+        if brought := self._brought((module,), shape, lambda part: part(module, shape[0])):
+            return _imported(f"{ours}.weight", brought)
 
         def blocks() -> Iterator[Float32]:
-            expected, found = (self._spec.vocab, self._spec.hidden), self._checkpoint.shape(theirs)
-            if found != expected:
-                raise CheckpointError(f"{theirs}: expected shape {expected} by config.json, found {found}")
+            found = self._checkpoint.shape(theirs)
+            if found != shape:
+                raise CheckpointError(f"{theirs}: expected shape {shape} by config.json, found {found}")
             for start in range(0, self._spec.vocab, BLOCK_ROWS):
                 yield self._checkpoint.read_rows(theirs, start, min(start + BLOCK_ROWS, self._spec.vocab))
 
-        return Weight(f"{ours}.weight", role, (self._spec.vocab, self._spec.hidden), (theirs,), blocks)
+        return Weight(f"{ours}.weight", role, shape, (theirs,), blocks)
 
     def _norm(self, ours: str, theirs: str, width: int = 0, unit: bool | None = None) -> Weight:
         def blocks() -> Iterator[Float32]:
@@ -101,27 +99,39 @@ class Weights:
         return Weight(ours, "float32", (size,), (theirs,), blocks)
 
     def _projection(
-        self, ours: str, role: Role, shape: tuple[int, int], fuse: Callable[[str], Float32], *theirs: str
+        self, ours: str, role: Role, shape: tuple[int, int], fuse: Fuse, *theirs: str, is_gathered: bool = False
     ) -> Iterator[Weight]:
-        """`fuse(suffix)` gives the fused rows of the `.weight` or `.bias` tensors of the modules `theirs`."""
-        sources = [tuple(f"{module}.{suffix}" for module in theirs) for suffix in ("weight", "bias")]
-        yield Weight(f"{ours}.weight", role, shape, sources[0], lambda: iter([fuse("weight")]))
-        if any(bias in self._checkpoint for bias in sources[1]):
-            yield Weight(f"{ours}.bias", "wide", shape[:1], sources[1], lambda: iter([fuse("bias")]))
+        """The matrix, and the bias if there is one, that `fuse` makes of the modules `theirs`."""
 
-    def _rows(self, name: str, suffix: str, rows: int, columns: int) -> Float32:
-        shape = (rows, columns) if suffix == "weight" else (rows,)
-        return self._checkpoint.read(f"{name}.{suffix}", shape)
+        def floats(suffix: str) -> Iterator[Float32]:
+            width = shape[1:] if suffix == "weight" else ()
+            yield fuse(lambda name, rows: self._checkpoint.read(f"{name}.{suffix}", (rows, *width)))
+
+        weights, biases = (tuple(f"{module}.{suffix}" for module in theirs) for suffix in ("weight", "bias"))
+        if brought := self._brought(theirs, shape, fuse, is_gathered):
+            yield _imported(f"{ours}.weight", brought)
+        else:
+            yield Weight(f"{ours}.weight", role, shape, weights, lambda: floats("weight"))
+        if any(bias in self._checkpoint for bias in biases):
+            yield Weight(f"{ours}.bias", "wide", shape[:1], biases, lambda: floats("bias"))
+
+    def _brought(
+        self, theirs: tuple[str, ...], shape: tuple[int, int], fuse: Fuse, is_gathered: bool = False
+    ) -> Integers | None:
+        """The integers that the checkpoint brings for a matrix, if it brings any."""
+        if self._format is None:
+            return None
+        return imports.integers(self._format, self._checkpoint, theirs, shape, fuse, is_gathered)
 
     def _attention(self, ours: str, theirs: str, spec: Attention) -> Iterator[Weight]:
         hidden, dim = self._spec.hidden, spec.head_dim
 
-        def qkv(suffix: str) -> Float32:
-            q = self._rows(f"{theirs}.q_proj", suffix, spec.heads * dim * (2 if spec.gate else 1), hidden)
+        def qkv(part: Part) -> Array:
+            q = part(f"{theirs}.q_proj", spec.heads * dim * (2 if spec.gate else 1))
             if spec.gate:  # the checkpoint stores query and gate rows head by head
                 by_head = q.reshape(spec.heads, 2, dim, *q.shape[1:])
                 q = np.concatenate([by_head[:, 0], by_head[:, 1]]).reshape(q.shape)
-            k, v = (self._rows(f"{theirs}.{part}_proj", suffix, spec.kv_heads * dim, hidden) for part in "kv")
+            k, v = (part(f"{theirs}.{name}_proj", spec.kv_heads * dim) for name in "kv")
             return np.concatenate([q, k, v])
 
         modules = [f"{theirs}.{part}_proj" for part in "qkv"]
@@ -135,8 +145,8 @@ class Weights:
         hidden, heads, channels = self._spec.hidden, spec.value_heads, spec.channels
 
         def stacked(ours: str, role: Role, parts: dict[str, int]) -> Iterator[Weight]:
-            def fuse(suffix: str) -> Float32:
-                return np.concatenate([self._rows(name, suffix, rows, hidden) for name, rows in parts.items()])
+            def fuse(part: Part) -> Array:
+                return np.concatenate([part(name, rows) for name, rows in parts.items()])
 
             return self._projection(ours, role, (sum(parts.values()), hidden), fuse, *parts)
 
@@ -160,24 +170,29 @@ class Weights:
 
     def _mlp(self, ours: str, theirs: str, width: int) -> Iterator[Weight]:
         hidden = self._spec.hidden
+        gate, up, down = (f"{theirs}.{part}_proj" for part in ("gate", "up", "down"))
+        order = self._order(down, hidden, width)
 
-        def interleaved(suffix: str) -> Float32:
-            gate, up = (self._rows(f"{theirs}.{part}_proj", suffix, width, hidden) for part in ("gate", "up"))
-            return np.stack([gate, up], axis=1).reshape(2 * width, *gate.shape[1:])
+        def interleaved(part: Part) -> Array:
+            pairs = np.stack([part(gate, width), part(up, width)], axis=1)
+            pairs = pairs if order is None else pairs[order]
+            return pairs.reshape(2 * width, *pairs.shape[2:])
 
-        yield from self._projection(
-            f"{ours}.gate_up",
-            "projection",
-            (2 * width, hidden),
-            interleaved,
-            f"{theirs}.gate_proj",
-            f"{theirs}.up_proj",
-        )
-        yield from self._plain(f"{ours}.down", "projection", f"{theirs}.down_proj", hidden, width)
+        yield from self._projection(f"{ours}.gate_up", "projection", (2 * width, hidden), interleaved, gate, up)
+        yield from self._plain(f"{ours}.down", "projection", down, hidden, width, is_gathered=True)
 
-    def _plain(self, ours: str, role: Role, theirs: str, rows: int, columns: int) -> Iterator[Weight]:
-        shape = (rows, columns)
-        yield from self._projection(ours, role, shape, lambda suffix: self._rows(theirs, suffix, *shape), theirs)
+    def _order(self, module: str, rows: int, columns: int) -> NDArray[np.int32] | None:
+        """The order in which a module wants its inputs, if it is another than that of the model."""
+        brought = self._brought((module,), (rows, columns), lambda part: part(module, rows))
+        return brought.order if brought else None
+
+    def _plain(
+        self, ours: str, role: Role, theirs: str, rows: int, columns: int, is_gathered: bool = False
+    ) -> Iterator[Weight]:
+        def rows_of(part: Part) -> Array:
+            return part(theirs, rows)
+
+        yield from self._projection(ours, role, (rows, columns), rows_of, theirs, is_gathered=is_gathered)
 
     def _rope_tables(self) -> tuple[Float32, Float32]:
         rotary = next(layer.attention.rotary_dim for layer in self._spec.layers if layer.attention)
@@ -195,6 +210,10 @@ def rope_frequencies(rope: Rope, rotary_dim: int) -> NDArray[np.float64]:
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     kept = np.clip(blend, 0.0, 1.0)
     return np.asarray(frequencies * (kept + (1 - kept) / rope.factor))
+
+
+def _imported(name: str, brought: Integers) -> Weight:
+    return Weight(name, "imported", brought.shape, brought.sources, brought.blocks, brought)
 
 
 def _whole(name: str, role: Role, array: Float32) -> Weight:

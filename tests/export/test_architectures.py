@@ -258,7 +258,6 @@ def test_a_positive_number_that_is_none(key: str, value: Any) -> None:
         (dense("gpt2"), "model_type 'gpt2' is unknown; known: llama, mistral, qwen2, qwen3, qwen3_5, qwen3_5_text"),
         ({}, "model_type 'None' is unknown"),
         (dense("llama", hidden_act="gelu"), "hidden_act: expected 'silu', found 'gelu'; no op computes it"),
-        (dense("llama", quantization_config={"quant_method": "awq"}), "is quantised already"),
         (dense("llama", num_key_value_heads=3), "heads: expected a multiple of kv_heads=3, found 8"),
         (dense("llama", partial_rotary_factor=2), "rotary_dim: expected even and at most 64, found 128"),
         (dense("llama", hidden_size=4), "head_dim: expected a whole number from 1 on, found 0"),

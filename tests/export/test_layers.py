@@ -93,6 +93,13 @@ def test_an_int4_projection(group: int, with_zeros: bool) -> None:
     assert plain(node).items() >= {"n": 48, "k": HIDDEN, "group_size": group, "float32_output": 1}.items()
 
 
+def test_columns_come_last() -> None:
+    g = builder(int4("m", 48, HIDDEN) | {"m.columns": ("int32", (HIDDEN,))} | vectors("norm"))
+    layers.project(g, "m", hidden(), norm="norm")
+    (node,) = g.nodes.nodes
+    assert inputs(node) == ["hidden", "m.weight", "m.scales", None, "norm", None, None, None, "m.columns"]
+
+
 # Embedding and head
 
 

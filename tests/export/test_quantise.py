@@ -108,6 +108,15 @@ def test_no_method_keeps_everything_wide(activations: str) -> None:
     assert [quantise.format_of(how, role) for role in ROLES] == [activations] * 5 + ["float32"]
 
 
+@pytest.mark.parametrize(("activations", "embedding"), [("float16", "int8"), ("float32", "float16")])
+def test_an_import_rounds_embedding_and_head_alone(activations: str, embedding: str) -> None:
+    how = recipe(activations, method="import", head="int4", embedding=embedding, gated_delta="int8")
+    assert [quantise.format_of(how, role) for role in (*ROLES, "imported")] == [
+        *(activations if embedding == "float16" else embedding, "int4", activations, activations, activations),
+        *("float32", "int4"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("tied", "head", "embedding", "shared"),
     [(True, "int4", "int4", True), (True, "int4", "float16", False), (False, "int4", "int4", False)],

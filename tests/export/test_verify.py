@@ -145,13 +145,24 @@ def test_a_golden_answer_is_cut_before_its_end_token(bundle: Bundle, stepper: St
 def test_a_golden_answer_is_cut_where_it_is_ambiguous(
     bundle: Bundle, stepper: Stepper, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    golden = {case.prompt: case for case in bundle.manifest.golden}
-    monkeypatch.setattr(verify, "MIN_MARGIN", 20 * verify.MIN_MARGIN)
-    cuts = golden_cases(stepper, tokenizer, bundle.manifest.recipe, bundle.manifest.model.eos)
-    assert any(cut.tokens != golden[cut.prompt].tokens for cut in cuts)
-    for cut in cuts:
-        assert cut.tokens == golden[cut.prompt].tokens[: len(cut.tokens)]
-        assert cut.margin >= verify.MIN_MARGIN
+    manifest = bundle.manifest
+    margins: dict[str, list[float]] = {case.prompt: [] for case in manifest.golden}
+    for count in range(1, 9):
+        recipe = replace(manifest.recipe, golden=Golden(tuple(margins), count))
+        for case in golden_cases(stepper, tokenizer, recipe, ()):
+            margins[case.prompt].append(case.margin)
+    places = {
+        prompt: place
+        for prompt, least in margins.items()
+        for place in reversed(range(1, len(least)))
+        if least[place] < least[place - 1]
+    }
+    for prompt, place in places.items():
+        monkeypatch.setattr(verify, "MIN_MARGIN", (margins[prompt][place] + margins[prompt][place - 1]) / 2)
+        (cut,) = golden_cases(stepper, tokenizer, replace(manifest.recipe, golden=Golden((prompt,), 24)), ())
+        (whole,) = (case for case in manifest.golden if case.prompt == prompt)
+        assert (cut.tokens, cut.margin) == (whole.tokens[:place], margins[prompt][place - 1])
+    assert places
 
 
 def test_a_golden_answer_is_as_long_as_the_recipe_says(bundle: Bundle, stepper: Stepper, tokenizer: Tokenizer) -> None:

@@ -147,7 +147,7 @@ def test_window_rings(heads: Heads, tokens: int, int8: bool, kernels: KernelLibr
     check(Kernel(kernels, case, stream).run(), case)
 
 
-@pytest.mark.parametrize("tokens", [1, 16, 70], ids=str)
+@pytest.mark.parametrize("tokens", [1, 16, 20], ids=str)
 def test_positions_beyond_the_capacity(tokens: int, kernels: KernelLibrary, stream: Any) -> None:
     rows = [Row(tokens, past, i) for i, past in enumerate((0, 5, 19, 20, 21, 64, 300))]
     case = step(SMALL, rows, 20)
@@ -218,6 +218,7 @@ def test_one_capture_serves_every_length(max_step: int, kernels: KernelLibrary, 
         ({"heads": 5}, "heads: expected a multiple of kv_heads=2, found 5"),
         ({"rotary_dim": 24}, "rotary_dim: expected a multiple of 16 up to head_dim=64, found 24"),
         ({"scale": 0.0}, "expected scale > 0"),
+        ({"capacity": 7, "max_step": 8}, "capacity: expected max_step=8 or more, found 7"),
     ],
 )
 def test_refusals(wrong: dict[str, Any], sentence: str, kernels: KernelLibrary, stream: Any) -> None:

@@ -19,13 +19,13 @@ int main(int, char** v) {
   const auto i = [&](int n) { return std::atoi(v[n]); };
   const orin::Device device{i(1), i(2), i(3), i(4)};
   const auto c = orin::choose_attention({i(5), i(6), i(7), i(8), i(9), i(10), i(11), i(12), i(13) != 0}, device);
-  std::printf("%d %d %d %d %d %d %d %d", c.is_decode, c.shared_bytes, c.rows, c.row_tiles, c.splits, c.keys, c.blocks,
-              c.descending);
+  std::printf("%d %d %d %d %d %d %d %d %d", c.is_decode, c.shared_bytes, c.rows, c.row_tiles, c.splits, c.warps,
+              c.keys, c.blocks, c.descending);
 }
 """
 ORIN = (87, 16, 4 << 20, 163 << 10)
 H200 = (90, 132, 60 << 20, 227 << 10)
-NAMES = ("is_decode", "shared_bytes", "rows", "row_tiles", "splits", "keys", "blocks", "descending")
+NAMES = ("is_decode", "shared_bytes", "rows", "row_tiles", "splits", "warps", "keys", "blocks", "descending")
 Choose = Callable[..., dict[str, int]]
 
 
@@ -89,12 +89,15 @@ def test_shared_memory_fits_an_orin(dim: int, tokens: int, int8: int, choose: Ch
     assert 0 < choice["shared_bytes"] <= (163 << 10) - 1024
 
 
-@pytest.mark.parametrize(("device", "keys"), [(ORIN, 32), (H200, 64)], ids=["orin", "h200"])
-def test_prefill_tiles(device: tuple[int, ...], keys: int, choose: Choose) -> None:
-    choice = choose(device, 2048, 1, 2048, 2048, 8, 2, 256, 0, 0)
-    assert choice["keys"] == keys
-    assert 2 * choice["shared_bytes"] <= device[3]
-    assert choice["blocks"] == 2 * (2048 * 4 // 64 + 1)
+@pytest.mark.parametrize(
+    ("device", "tokens", "heads", "warps"),
+    [(ORIN, 2048, 8, 8), (ORIN, 64, 8, 8), (H200, 2048, 8, 4), (H200, 8192, 8, 8), (H200, 2048, 16, 4)],
+)
+def test_prefill_tiles(device: tuple[int, ...], tokens: int, heads: int, warps: int, choose: Choose) -> None:
+    choice = choose(device, tokens, 1, tokens, tokens, heads, heads // 4, 256, 0, 0)
+    assert choice["warps"] == warps
+    assert choice["shared_bytes"] * 8 // warps <= device[3]
+    assert choice["blocks"] == heads // 4 * (tokens * 4 // (16 * warps) + 1)
 
 
 def test_the_longest_tiles_start_first(choose: Choose) -> None:

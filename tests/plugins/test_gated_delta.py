@@ -85,10 +85,12 @@ RAGGED = {
 }
 
 
+@pytest.mark.parametrize("heads", [Heads(2, 4), Heads(8, 16)], ids=str)
 @pytest.mark.parametrize("tail", [0, 1, 67])
 @pytest.mark.parametrize("rows", RAGGED.values(), ids=RAGGED)
-def test_ragged_batches(rows: list[Row], tail: int, kernels: KernelLibrary, stream: Any) -> None:
-    check(step(11, Heads(2, 4), rows, tail=tail), kernels, stream)
+def test_ragged_batches(rows: list[Row], tail: int, heads: Heads, kernels: KernelLibrary, stream: Any) -> None:
+    """Few heads, which a large GPU splits token by token, and more."""
+    check(step(11, heads, rows, tail=tail), kernels, stream)
 
 
 def test_more_sequences_than_lanes(kernels: KernelLibrary, stream: Any) -> None:
@@ -123,7 +125,7 @@ def test_no_drift_over_chunks_and_steps(kernels: KernelLibrary, stream: Any) -> 
 
 
 @pytest.mark.parametrize("past", [0, 6])
-@pytest.mark.parametrize("heads", [Heads(2, 2), Heads(1, 2), Heads(1, 1, 32)], ids=str)
+@pytest.mark.parametrize("heads", [Heads(2, 2), Heads(1, 2), Heads(8, 16), Heads(1, 1, 32)], ids=str)
 def test_the_state_after_every_token_can_be_restored(
     heads: Heads, past: int, kernels: KernelLibrary, stream: Any
 ) -> None:

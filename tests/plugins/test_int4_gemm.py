@@ -68,14 +68,16 @@ def test_every_tile_and_split(tile: int, tokens: int, splits: int, kernels: Kern
         check(gemm(tokens, 299, 1280, 32, "zn"), kernels, stream, tile=tile, splits=splits)
 
 
-@pytest.mark.parametrize("warps", [(1, 1), (1, 16), (16, 1), (3, 5), (2, 8), (5, 3)])
+@pytest.mark.parametrize("warps", [(1, 1), (1, 9), (16, 1), (3, 5), (2, 8), (5, 3)])
+@pytest.mark.parametrize("stripes", [1, 2])
 @pytest.mark.parametrize("splits", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 8, 9, 16])
 def test_every_arrangement_of_warps(
-    tokens: int, splits: int, warps: tuple[int, int], kernels: KernelLibrary, stream: Any
+    tokens: int, splits: int, stripes: int, warps: tuple[int, int], kernels: KernelLibrary, stream: Any
 ) -> None:
-    wishes = {"tile": FEW, "splits": splits, "warps_n": warps[0], "warps_k": warps[1], "blocks": 7}
-    check(gemm(tokens, 303, 2176, 128, "nbr"), kernels, stream, **wishes)
+    wishes = {"tile": FEW, "splits": splits, "warps_n": warps[0], "warps_k": warps[1], "stripes": stripes, "blocks": 7}
+    check(gemm(tokens, 299, 1184, 32, "zr"), kernels, stream, **wishes)
+    check(gemm(tokens, 303, 1152, 128, "nbr"), kernels, stream, **wishes)
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)

@@ -23,21 +23,37 @@ CHOICES = """
 #include "kernels/linear/select.h"
 using namespace orin;
 constexpr Device orin_gpu{87, 16, 4 << 20, 163 << 10}, h200{90, 132, 60 << 20, 227 << 10};
-constexpr bool is(LinearChoice found, LinearChoice::Kind kind, int tile) {
-  return found.kind == kind && found.tile == tile;
+constexpr bool is(LinearChoice found, LinearChoice::Kind kind, int columns) {
+  return found.kind == kind && found.columns == columns;
 }
-constexpr auto narrow = LinearChoice::kStreamedNarrow, wide = LinearChoice::kStreamedWide, tiled = LinearChoice::kTiled;
-static_assert(is(choose_linear(1, 32, orin_gpu), narrow, 8), "a projection that no GPU is filled by");
+using Choice = LinearChoice;
+constexpr auto narrow = Choice::kNarrow, middle = Choice::kMiddle, wide = Choice::kWide, tiled = Choice::kTiled;
+static_assert(is(choose_linear(1, 32, orin_gpu), narrow, 8), "a projection that fills no GPU");
 static_assert(is(choose_linear(16, 96, h200), narrow, 8), "");
 static_assert(is(choose_linear(1, 248320, orin_gpu), wide, 128), "a head");
 static_assert(is(choose_linear(16, 248320, h200), wide, 128), "");
-static_assert(is(choose_linear(1, 4096, orin_gpu), wide, 128), "32 blocks: two for each SM");
-static_assert(is(choose_linear(1, 3968, orin_gpu), narrow, 8), "31 blocks");
-static_assert(is(choose_linear(17, 32, orin_gpu), tiled, 32), "one token too many to stream");
+static_assert(is(choose_linear(1, 3969, orin_gpu), wide, 128), "32 blocks: two for each SM");
+static_assert(is(choose_linear(1, 3968, orin_gpu), middle, 32), "31 blocks of the wide kernel");
+static_assert(is(choose_linear(1, 481, orin_gpu), middle, 32), "16 blocks");
+static_assert(is(choose_linear(1, 480, orin_gpu), narrow, 8), "");
+static_assert(is(choose_linear(1, 7168, h200), middle, 32), "");
+static_assert(is(choose_linear(17, 96, orin_gpu), narrow, 8), "3 tiles");
+static_assert(is(choose_linear(64, 96, orin_gpu), tiled, 32), "6 tiles");
+static_assert(is(choose_linear(64, 96, h200), narrow, 8), "6 tiles are little for 132 SMs");
+static_assert(is(choose_linear(64, 1024, h200), tiled, 32), "64 tiles");
+static_assert(is(choose_linear(65, 64, orin_gpu), tiled, 32), "too many tokens to stream");
+static_assert(is(choose_linear(64, 248320, h200), tiled, 64), "a tile of 128 would be half empty");
+static_assert(is(choose_linear(65, 248320, h200), tiled, 128), "");
 static_assert(is(choose_linear(2048, 18432, h200), tiled, 128), "");
-static_assert(is(choose_linear(2048, 32, orin_gpu), tiled, 128), "16 blocks fill 16 SMs");
-static_assert(is(choose_linear(2048, 32, h200), tiled, 32), "64 blocks of any size");
+static_assert(is(choose_linear(2048, 1024, h200), tiled, 128), "128 tiles for 132 SMs");
+static_assert(is(choose_linear(2048, 32, orin_gpu), tiled, 128), "16 tiles for 16 SMs");
+static_assert(is(choose_linear(2048, 32, h200), tiled, 32), "64 tiles at most");
 static_assert(is(choose_linear(1024, 32, orin_gpu), tiled, 64), "");
+static_assert(choose_linear(16, 96, h200).tokens == 4, "48 blocks");
+static_assert(choose_linear(16, 96, orin_gpu).tokens == 8, "48 blocks would be three for each SM");
+static_assert(choose_linear(8, 248320, h200).tokens == 8, "");
+static_assert(choose_linear(9, 248320, h200).tokens == 16, "");
+static_assert(choose_linear(2048, 18432, h200).tokens == 128, "");
 int main() {}
 """
 

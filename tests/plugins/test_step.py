@@ -30,14 +30,14 @@ class Ring:
 
         entry = described("step_entry_fields")
         pair = np.dtype([("id", "i4"), ("logprob", "f4")])
-        self.dtype = np.dtype([*((name, entry[name]) for name in entry.names or ()), ("top", pair, max_logprobs)])
+        self.dtype = np.dtype([*((name, entry[name]) for name in entry.names or ()), ("top", pair, (max_logprobs,))])
         size = 8 + steps * rows * self.dtype.itemsize
         self.pointer = int(check(rt.cudaHostAlloc(size, rt.cudaHostAllocMapped)))
         memory = (ctypes.c_uint8 * size).from_address(self.pointer)
         ctypes.memset(self.pointer, 0xFF, size)
-        self.head = np.frombuffer(memory, np.uint64, 1)
+        self.head = np.frombuffer(memoryview(memory), np.uint64, 1)
         self.head[0] = 0
-        self.entries = np.frombuffer(memory, self.dtype, steps * rows, 8).reshape(steps, rows)
+        self.entries = np.frombuffer(memoryview(memory), self.dtype, steps * rows, 8).reshape(steps, rows)
 
 
 class Stepper:

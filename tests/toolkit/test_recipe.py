@@ -51,8 +51,9 @@ def test_shapes_at_their_limits_are_good(shapes: Shapes) -> None:
     shapes.validate()
 
 
-def test_float32_without_quantisation_is_good() -> None:
-    data = {**SMALLEST, "activations": "float32", "quantise": {"method": "none"}}
+@pytest.mark.parametrize("method", ["none", "import"])
+def test_float32_without_quantisation_is_good(method: str) -> None:
+    data = {**SMALLEST, "activations": "float32", "quantise": {"method": method}}
     assert config.parse(data, Recipe, "here").activations == "float32"
 
 

@@ -57,7 +57,7 @@ class Quantise:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The text that activations are measured on; `rtn` and `none` need none."""
+    """The text that activations are measured on; `rtn`, `none` and `import` need none."""
 
     text: str | None = None
     """A text file, a folder of them or JSON lines, relative to the recipe; without it, a text that orinkit brings."""

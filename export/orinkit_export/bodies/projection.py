@@ -18,12 +18,15 @@ def int4_gemm(
     body: Body, *, n: int, k: int, group_size: int, activation: str, norm_eps: float, float32_output: int
 ) -> list[ir.Value]:
     """The canonical INT4 bytes are those of MatMulNBits."""
+    x = _activations(body, norm_eps)
+    if "columns" in body:
+        x = body.op("Gather", x, body["columns"], axis=1)
     packed = body.cast(body["weight"], ir.DataType.UINT8)
     weight = body.reshape(packed, n, k // group_size, group_size // 2)
     zeros = body.cast(body["zeros"], ir.DataType.UINT8) if "zeros" in body else None
     product = body.op(
         "MatMulNBits",
-        _activations(body, norm_eps),
+        x,
         weight,
         body.float32(body["scales"]),
         zeros,

@@ -26,8 +26,10 @@ _NIBBLE_OF_CHANNEL = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])
 
 def parse(settings: Mapping[str, Any]) -> Format:
     """The format that a quantization_config describes. Raises CheckpointError."""
-    named = {"version": str(settings.get("version", settings.get("format", "gemm"))).lower()}
-    version = expect(named, "version", None, "gemm", "gemv")
+    named = settings.get("version") or settings.get("format") or "gemm"
+    if settings.get("backend") == "llm-awq":  # other layouts under the same names
+        named = "llm-awq"
+    version = expect({"version": str(named).lower()}, "version", None, "gemm", "gemv")
     expect(settings, "bits", None, 4)
     is_symmetric = settings.get("zero_point") is False
     if version == "gemm":

@@ -19,7 +19,7 @@ from typing import Any
 from orinkit_export.checkpoint import Checkpoint
 from orinkit_export.imports.module import Format, Module, Stored, UInt8, expect, nibbles, section
 
-_TENSORS = ("weight_packed", "weight_zero_point", "weight_scale", "weight_g_idx", "weight_shape")
+_OPTIONAL = ("weight_zero_point", "weight_g_idx", "weight_shape")
 
 
 def parse(settings: Mapping[str, Any]) -> Format:
@@ -58,7 +58,7 @@ class PackQuantized:
 
         return Module(
             name=name,
-            sources=stored.sources(*_TENSORS),
+            sources=stored.sources("weight_packed", "weight_scale", optional=_OPTIONAL),
             shape=(rows, columns),
             group_size=group_size,
             order=stored.order("weight_g_idx", columns, group_size),

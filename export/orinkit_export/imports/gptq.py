@@ -46,7 +46,7 @@ class Gptq:
         group_size = stored.group_size(columns, groups)
         return Module(
             name=name,
-            sources=stored.sources("qweight", "qzeros", "scales", "g_idx"),
+            sources=stored.sources("qweight", "qzeros", "scales", optional=("g_idx",)),
             shape=(rows, columns),
             group_size=group_size,
             order=stored.order("g_idx", columns, group_size),

@@ -83,9 +83,11 @@ class Stored:
     def __contains__(self, suffix: str) -> bool:
         return f"{self.name}.{suffix}" in self._checkpoint
 
-    def sources(self, *suffixes: str) -> tuple[str, ...]:
-        """Names of those tensors that are there."""
-        return tuple(f"{self.name}.{suffix}" for suffix in suffixes if suffix in self)
+    def sources(self, *needed: str, optional: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Names of the tensors that are there, the needed ones among them."""
+        for suffix in needed:
+            self._checkpoint.resolve(f"{self.name}.{suffix}")
+        return tuple(f"{self.name}.{suffix}" for suffix in (*needed, *optional) if suffix in self)
 
     def shape(self, suffix: str) -> tuple[int, int]:
         """Rows and columns of a matrix."""

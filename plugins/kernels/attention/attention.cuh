@@ -48,6 +48,21 @@ __device__ __forceinline__ Sequence read_sequence(const AttentionParams& p, int 
   return s;
 }
 
+// row / group for a row of one KV head, all query heads of a token in turn. Exact below 2^32 / group rows, and much
+// shorter than a division, of which a decode step would otherwise wait for a dozen one after the other.
+__device__ __forceinline__ int token_of(const AttentionParams& p, int row) {
+  return p.group_factor ? int(__umulhi(row, p.group_factor)) : row;
+}
+
+__device__ __forceinline__ int head_of(const AttentionParams& p, int kv_head, int row) {
+  return kv_head * p.group + row - token_of(p, row) * p.group;
+}
+
+// Row of the cache that holds `position`; only rings need the division.
+__device__ __forceinline__ int cache_row(int position, int capacity) {
+  return position < capacity ? position : position % capacity;
+}
+
 // K or V of one head of one slot.
 struct CacheHead {
   void* rows;     // [capacity, D]
@@ -102,75 +117,85 @@ __device__ __forceinline__ void load8(const float* from, float (&x)[8]) {
   x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
 }
 
-// RMSNorm (unless `weight` is null) and rotate-half rotary embedding of the row that the lane's group holds.
-// The partner of dimension d, d +- half, lies in another lane of the group because half is a multiple of 8.
+// A row of qkv on its way into the op: all that has to be loaded for it, so that the loads wait together.
+struct RowInput {
+  Eight raw;
+  float weight[8];
+  float cos[8];
+  float sin[8];
+};
+
+// Which row of qkv, and what is done to it.
+struct RowTask {
+  int token;  // of the sequence
+  int head;   // of qkv
+  const float* norm;
+  bool is_rotated;
+  bool exists;
+};
+
+__device__ __forceinline__ RowTask query_task(const AttentionParams& p, const Sequence& s, int kv_head, int row) {
+  const int token = token_of(p, row);
+  return {token, head_of(p, kv_head, row), p.q_norm, true, token < s.tokens};
+}
+
+__device__ __forceinline__ RowTask new_task(const AttentionParams& p, const Sequence& s, int kv_head, bool is_value,
+                                            int token) {
+  const int head = p.heads * (1 + p.gate) + (is_value ? p.kv_heads : 0) + kv_head;
+  return {token, head, is_value ? nullptr : p.k_norm, !is_value, token < s.tokens};
+}
+
 template <int D>
-__device__ __forceinline__ void norm_and_rotate(const AttentionParams& p, float (&x)[8], const float* weight,
-                                                int position, int chunk) {
-  using Group = RowGroup<D>;
-  const bool is_used = chunk < Group::kUsed;
-  if (weight) {
-    float sum = 0.f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += x[i] * x[i];
-#pragma unroll
-    for (int lane = Group::kGroup / 2; lane; lane /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lane, Group::kGroup);
-    const float factor = rsqrtf(sum / D + p.norm_eps);
-    float w[8] = {};
-    if (is_used) load8(weight + 8 * chunk, w);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] *= factor * w[i];
-  }
+__device__ __forceinline__ RowInput load_row(const AttentionParams& p, const Sequence& s, const RowTask& task,
+                                             int chunk) {
+  RowInput in{};
+  if (!task.exists || chunk >= RowGroup<D>::kUsed) return in;
+  in.raw = load_qkv<D>(p, s.begin + task.token, task.head, chunk);
+  if (task.norm) load8(task.norm + 8 * chunk, in.weight);
   const int half_chunks = p.half_rotary / 8;
-  const bool is_first = chunk < half_chunks, is_second = !is_first && chunk < 2 * half_chunks;
-  const int partner = is_first ? chunk + half_chunks : is_second ? chunk - half_chunks : chunk;
-  float c[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f}, s[8] = {};
-  if (is_first || is_second) {
-    const size_t at = size_t(position) * p.half_rotary + 8 * (is_first ? chunk : partner);
-    load8(p.cos + at, c);
-    load8(p.sin + at, s);
+  if (task.is_rotated && chunk < 2 * half_chunks) {
+    const int column = 8 * (chunk < half_chunks ? chunk : chunk - half_chunks);
+    const size_t at = size_t(s.past + task.token) * p.half_rotary + column;
+    load8(p.cos + at, in.cos);
+    load8(p.sin + at, in.sin);
   }
+  return in;
+}
+
+// RMSNorm and rotate-half rotary embedding of the row that the lane's group holds. The partner of dimension d,
+// d +- half, lies in another lane of the group because half is a multiple of 8. The whole warp calls this.
+template <int D>
+__device__ __forceinline__ void norm_and_rotate(const AttentionParams& p, const RowTask& task, const RowInput& in,
+                                                int chunk, float (&x)[8]) {
+  using Group = RowGroup<D>;
+  unpack(in.raw, x);
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += x[i] * x[i];
+#pragma unroll
+  for (int lane = Group::kGroup / 2; lane; lane /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lane, Group::kGroup);
+  const float factor = rsqrtf(sum / D + p.norm_eps);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = task.norm ? x[i] * factor * in.weight[i] : x[i];
+  const int half_chunks = p.half_rotary / 8;
+  const bool is_first = chunk < half_chunks, is_turned = task.is_rotated && chunk < 2 * half_chunks;
+  const int partner = !is_turned ? chunk : is_first ? chunk + half_chunks : chunk - half_chunks;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const float other = __shfl_sync(kAllLanes, x[i], partner, Group::kGroup);
-    x[i] = x[i] * c[i] + (is_first ? -other : other) * s[i];
+    if (is_turned) x[i] = x[i] * in.cos[i] + (is_first ? -other : other) * in.sin[i];
   }
 }
 
-// The query row of `head` for token `token` of the sequence, as the dot products want it. The whole warp calls this;
-// lanes without a row (`is_row` false) give zeros.
-template <int D>
-__device__ __forceinline__ Eight query_row(const AttentionParams& p, const Sequence& s, int token, int head, int chunk,
-                                           bool is_row) {
-  Eight raw{};
-  if (is_row && chunk < RowGroup<D>::kUsed) raw = load_qkv<D>(p, s.begin + token, head, chunk);
-  float x[8];
-  unpack(raw, x);
-  norm_and_rotate<D>(p, x, p.q_norm, s.past + (is_row ? token : 0), chunk);
-  return pack(x);
-}
-
-// The K or V row of head `h` for a new token: written to the cache if `writes`, returned as a reader of the cache
-// would see it. The whole warp calls this; lanes without a row give zeros.
+// A new K or V row `x` to the cache if `writes`; gives it as a reader of the cache would see it. The whole warp calls
+// this.
 template <int D, bool kInt8>
-__device__ __forceinline__ Eight append_row(const AttentionParams& p, const Sequence& s, int token, int h,
-                                            bool is_value, int chunk, bool is_row, bool writes) {
+__device__ __forceinline__ Eight append_row(const AttentionParams& p, const Sequence& s, int kv_head, bool is_value,
+                                            int token, bool writes, int chunk, float (&x)[8]) {
   using Group = RowGroup<D>;
-  const int head = p.heads * (1 + p.gate) + (is_value ? p.kv_heads : 0) + h;
-  const bool is_used = is_row && chunk < Group::kUsed;
-  Eight raw{};
-  if (is_used) raw = load_qkv<D>(p, s.begin + token, head, chunk);
-  float x[8], rotated[8];
-  unpack(raw, x);
-  unpack(raw, rotated);
-  const int position = s.past + (is_row ? token : 0);
-  norm_and_rotate<D>(p, rotated, p.k_norm, position, chunk);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = is_value ? x[i] : rotated[i];
-  // Of a step longer than the cache only the newest rows stay.
-  const bool is_written = is_used && writes && position >= s.oldest;
-  const CacheHead cache = cache_head<D, kInt8>(p, s.slot, is_value, h);
-  const int row = position % p.capacity;
+  const int row = cache_row(s.past + token, p.capacity);
+  const bool is_written = writes && chunk < Group::kUsed;
+  const CacheHead cache = cache_head<D, kInt8>(p, s.slot, is_value, kv_head);
   if (!kInt8) {
     const Eight rounded = pack(x);
     if (is_written) *reinterpret_cast<Eight*>(static_cast<half*>(cache.rows) + size_t(row) * D + 8 * chunk) = rounded;
@@ -220,20 +245,18 @@ __device__ __forceinline__ void fetch(const CacheHead& cache, void* to, int posi
 #pragma unroll
     for (int i = 0; i < kRows; i += kStep) cp_async16(target + i * kStride, from + i * kBytes);
   } else {
-#pragma unroll 1
+#pragma unroll 4
     for (int i = 0; i < kRows; i += kStep) {
-      int source = row + first + i;
-      while (source >= capacity) source -= capacity;
+      const int source = cache_row(row + first + i, capacity);
       const int held = position + first + i;
       cp_async16(target + i * kStride, from + size_t(source) * kBytes, held >= oldest && held < end);
     }
   }
   if (kInt8 && thread < kRows) {
-    int source = row + thread;
-    while (source >= capacity) source -= capacity;
+    const int source = cache_row(row + thread, capacity);
     const bool is_held = position + thread >= oldest && position + thread < end;
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(
-                     shared_address(target + kRows * kStride + 4 * thread)),
+                     shared_address(static_cast<char*>(to) + kRows * kStride + 4 * thread)),
                  "l"(cache.scales + source), "r"(is_held ? 4 : 0));
   }
 }

@@ -24,9 +24,26 @@ using namespace orin;
 
 namespace {
 
-// p.partials, by (sequence, KV head, row tile) and split: kRows * D sums, then kRows maxima, then kRows denominators.
+// What the splits of one sequence, KV head and row tile leave for each other. In p.partials lie the sums of all units,
+// float16 [unit, split, kRows, D], each divided by its denominator, then float2 [unit, kRows, split] of maximum (an
+// exponent of 2) and denominator.
 template <int D, int kRows>
-constexpr int kPartialFloats = kRows * (D + 2);
+struct Partials {
+  half* sums;
+  float2* scales;
+  int splits;
+
+  __device__ __forceinline__ Partials(const AttentionParams& p, int unit) : splits(gridDim.x) {
+    const size_t units = size_t(gridDim.y) * gridDim.z;
+    sums = static_cast<half*>(p.partials) + size_t(unit) * splits * kRows * D;
+    scales = reinterpret_cast<float2*>(static_cast<half*>(p.partials) + units * splits * kRows * D) +
+             size_t(unit) * splits * kRows;
+  }
+  __device__ __forceinline__ half* sum(int split, int row, int column) const {
+    return sums + (size_t(split) * kRows + row) * D + column;
+  }
+  __device__ __forceinline__ float2* scale(int split, int row) const { return scales + row * splits + split; }
+};
 
 __device__ __forceinline__ uint32 transposed(uint32 matrix) {
   uint32 out;
@@ -43,15 +60,18 @@ struct Share {
   bool has_new;
 };
 
-template <int kWarps>
+template <int D>
 __device__ __forceinline__ Share share_of(const AttentionParams& p, const Sequence& s, int first_token, int split,
                                           int splits) {
+  constexpr int kLeast = decode_split_tiles(D);
   Share share;
   share.oldest = p.window ? max(s.oldest, s.past + first_token - p.window + 1) : s.oldest;
   const int tiles = (max(0, s.past - share.oldest) + kDecodeKeys - 1) / kDecodeKeys;
-  share.active = min(splits, max(1, (tiles + kWarps - 1) / kWarps));
-  share.first_tile = int(size_t(split) * tiles / share.active);
-  share.last_tile = int(size_t(split + 1) * tiles / share.active);
+  share.active = tiles <= decode_alone_tiles(D) ? 1 : min(splits, (tiles + kLeast - 1) / kLeast);
+  // The first `more` splits have one more.
+  const int each = share.active == 1 ? tiles : tiles / share.active, more = tiles - each * share.active;
+  share.first_tile = split * each + min(split, more);
+  share.last_tile = share.first_tile + each + (split < more);
   share.has_new = split == share.active - 1;
   return share;
 }
@@ -59,43 +79,66 @@ __device__ __forceinline__ Share share_of(const AttentionParams& p, const Sequen
 // Zeros for the tokens of a sequence that is padding, and for tokens beyond every sequence: these are dealt out to the
 // sequences in turn.
 template <int D>
-__device__ void write_zeros(const AttentionParams& p, const Sequence& s, int b, int h) {
-  const int columns = p.heads / p.kv_heads * D / 8;
+__device__ void write_zeros(const AttentionParams& p, const Sequence& s, int b, int h, int end) {
+  const int columns = p.group * D / 8;
   const auto clear = [&](int token) {
     uint4* row = reinterpret_cast<uint4*>(static_cast<half*>(p.y) + (size_t(token) * p.heads * D)) + h * columns;
+#pragma unroll 1
     for (int i = threadIdx.x; i < columns; i += blockDim.x) row[i] = make_uint4(0, 0, 0, 0);
   };
   if (!s.is_live) {
+#pragma unroll 1
     for (int t = 0; t < s.tokens; ++t) clear(s.begin + t);
   }
-  for (int t = p.cu_seqlens[p.sequences] + b; t < p.tokens; t += p.sequences) clear(t);
+#pragma unroll 1
+  for (int t = end + b; t < p.tokens; t += p.sequences) clear(t);
 }
 
-// Queries, and for the last split the new keys and values, to shared memory; these also to the cache.
+// The rows that a block makes from qkv: its queries, then for the last split K and V of each new token in turn. Each
+// lane group takes every kGroups-th. Queries and keys that nobody makes stay what they are: an mma keeps rows apart, and
+// their scores are thrown away or masked.
 template <int D, int kRows, bool kInt8>
-__device__ __forceinline__ void make_rows(const AttentionParams& p, const Sequence& s, int h, int first_row, int rows,
-                                          bool has_new, bool writes, half* queries, half* keys, half* values) {
+struct Rows {
   using Group = RowGroup<D>;
-  constexpr int kStride = D + kPadding, kGroups = decode_warps(D) * Group::kRowsPerWarp;
-  const int group = p.heads / p.kv_heads, chunk = threadIdx.x % Group::kGroup;
-  const bool is_used = chunk < Group::kUsed;
-  for (int base = 0; base < kRows; base += kGroups) {
-    const int r = base + threadIdx.x / Group::kGroup;
-    const int token = (first_row + r) / group, head = h * group + (first_row + r) % group;
-    const Eight row = query_row<D>(p, s, token, head, chunk, r < rows);
-    if (is_used && r < kRows) *reinterpret_cast<Eight*>(queries + r * kStride + 8 * chunk) = row;
+  static constexpr int kStride = D + kPadding, kGroups = kDecodeWarps * Group::kRowsPerWarp;
+  const AttentionParams& p;
+  const Sequence& s;
+  int kv_head, first_row, rows, count;
+  half *queries, *keys, *values;
+  int chunk = threadIdx.x % Group::kGroup, group = threadIdx.x / Group::kGroup;
+
+  __device__ __forceinline__ RowTask task(int i) const {
+    RowTask task = i < rows ? query_task(p, s, kv_head, first_row + i)
+                            : new_task(p, s, kv_head, (i - rows) & 1, (i - rows) >> 1);
+    task.exists = i < count;
+    return task;
   }
-  if (!has_new) return;
-  for (int base = 0; base < 2 * kDecodeKeys; base += kGroups) {
-    const int r = base + threadIdx.x / Group::kGroup, token = r / 2;
-    const bool is_value = r % 2;
-    Eight row{};
-    if (base < 2 * s.tokens) row = append_row<D, kInt8>(p, s, token, h, is_value, chunk, token < s.tokens, writes);
-    if (is_used && r < 2 * kDecodeKeys) {
-      *reinterpret_cast<Eight*>((is_value ? values : keys) + token * kStride + 8 * chunk) = row;
+
+  __device__ __forceinline__ void store(int i, const RowInput& in, const RowTask& task) const {
+    float x[8];
+    norm_and_rotate<D>(p, task, in, chunk, x);
+    const bool is_value = (i - rows) & 1;
+    const bool is_new = task.exists && i >= rows;
+    Eight stored = pack(x), appended{};
+    if (kInt8 || is_new) {  // the int8 form needs all lanes
+      appended =
+          append_row<D, kInt8>(p, s, kv_head, is_value, is_new ? task.token : 0, is_new && first_row == 0, chunk, x);
+    }
+    half* to = (is_new ? (is_value ? values : keys) + task.token * kStride : queries + i * kStride) + 8 * chunk;
+    if (is_new) stored = appended;
+    if (task.exists && chunk < Group::kUsed) *reinterpret_cast<Eight*>(to) = stored;
+  }
+
+  // Values beyond the new ones: their weights are 0, but 0 * NaN is NaN.
+  __device__ __forceinline__ void clear_values() const {
+    if (count == rows) return;
+    uint4* rest = reinterpret_cast<uint4*>(values + s.tokens * kStride);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < (kDecodeKeys - s.tokens) * (kStride / 8); i += 32 * kDecodeWarps) {
+      rest[i] = make_uint4(0, 0, 0, 0);
     }
   }
-}
+};
 
 // What a warp, then a block, knows of its rows: maximum, denominator, sums.
 template <int D, int kTiles>
@@ -210,68 +253,155 @@ struct Sight {
   }
 };
 
-// y of one row's four columns: normalised, gated, rounded.
+// Output gate of eight columns of one row; ones where there is none.
 template <int D>
-__device__ __forceinline__ void write_output(const AttentionParams& p, const Sequence& s, int h, int row, int column,
-                                             float4 o) {
-  const int group = p.heads / p.kv_heads, token = s.begin + row / group, head = h * group + row % group;
-  if (p.gate) {
-    const size_t width = size_t(2 * p.heads + 2 * p.kv_heads) * D;
-    const half2* gate = reinterpret_cast<const half2*>(static_cast<const half*>(p.qkv) + token * width +
-                                                       (p.heads + head) * D + column);
-    const float2 a = __half22float2(gate[0]), b = __half22float2(gate[1]);
-    o.x *= sigmoid(a.x), o.y *= sigmoid(a.y), o.z *= sigmoid(b.x), o.w *= sigmoid(b.y);
-  }
-  half2* y = reinterpret_cast<half2*>(static_cast<half*>(p.y) + (size_t(token) * p.heads + head) * D + column);
-  y[0] = __floats2half2_rn(o.x, o.y);
-  y[1] = __floats2half2_rn(o.z, o.w);
+__device__ __forceinline__ Eight load_gate(const AttentionParams& p, const Sequence& s, int h, int row, int column) {
+  if (!p.gate) return Eight{};
+  return load_qkv<D>(p, s.begin + token_of(p, row), p.heads + head_of(p, h, row), column / 8);
 }
 
-// The last block of a sequence's splits adds up what all of them left, always in the order of the splits.
+// y of eight columns of one row.
+template <int D>
+__device__ __forceinline__ void write_output(const AttentionParams& p, const Sequence& s, int h, int row, int column,
+                                             const Eight& gate, float (&o)[8]) {
+  const int token = s.begin + token_of(p, row), head = head_of(p, h, row);
+  if (p.gate) {
+    float g[8];
+    unpack(gate, g);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) o[i] *= sigmoid(g[i]);
+  }
+  *reinterpret_cast<Eight*>(static_cast<half*>(p.y) + (size_t(token) * p.heads + head) * D + column) = pack(o);
+}
+
+// Each split's part of a row's result, to shared memory: one warp per row, one lane per split.
 template <int D, int kRows>
-__device__ void reduce_splits(const AttentionParams& p, const Sequence& s, int h, int first_row, int rows,
-                              const float* partials, int active, float* weights) {
-  constexpr int kSize = kPartialFloats<D, kRows>, kThreads = 32 * decode_warps(D);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int r = warp; r < rows; r += decode_warps(D)) {
-    const float* m = partials + kRows * D + r;
+__device__ __forceinline__ void weigh_splits(const Partials<D, kRows>& partials, int rows, int active, float* weights) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll 1
+  for (int r = threadIdx.x / 32; r < rows; r += kDecodeWarps) {
+    float2 scale[kMaxSplits / 32];
     float most = kFloor, sum = 0.f;
-    for (int i = lane; i < active; i += 32) most = fmaxf(most, __ldcg(m + i * kSize));
+#pragma unroll
+    for (int i = 0; i < kMaxSplits / 32; ++i) {
+      scale[i] = make_float2(kFloor, 0.f);
+      if (lane + 32 * i < active) scale[i] = __ldcg(partials.scale(lane + 32 * i, r));
+    }
+#pragma unroll
+    for (int i = 0; i < kMaxSplits / 32; ++i) most = fmaxf(most, scale[i].x);
 #pragma unroll
     for (int step = 16; step; step /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
-    for (int i = lane; i < active; i += 32) {
-      const float weight = exp2_approx(__ldcg(m + i * kSize) - most);
-      weights[r * kMaxSplits + i] = weight;
-      sum += weight * __ldcg(m + i * kSize + kRows);
-    }
+#pragma unroll
+    for (int i = 0; i < kMaxSplits / 32; ++i) sum += scale[i].y *= exp2_approx(scale[i].x - most);
 #pragma unroll
     for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
     const float inverse = 1.f / sum;
-    for (int i = lane; i < active; i += 32) weights[r * kMaxSplits + i] *= inverse;
+#pragma unroll
+    for (int i = 0; i < kMaxSplits / 32; ++i) {
+      if (lane + 32 * i < active) weights[r * kMaxSplits + lane + 32 * i] = scale[i].y * inverse;
+    }
+  }
+}
+
+// The last block of a unit adds up what all its splits left, always in the same order. Where there are more threads
+// than columns of eight, `parts` of them share the splits of a column. Whatever can be asked for before the weights are
+// known is asked for before.
+template <int D, int kRows>
+__device__ __forceinline__ void reduce_splits(const AttentionParams& p, const Sequence& s, int h, int first_row,
+                                              int rows, const Partials<D, kRows>& partials, int active, float* shared) {
+  constexpr int kThreads = 32 * kDecodeWarps, kBatch = 16;
+  float* const weights = shared;                    // [rows, kMaxSplits]
+  float* const sums = shared + kRows * kMaxSplits;  // [parts, columns, 8]
+  const int columns = rows * D / 8;
+  int parts = 1, part = 0, i = threadIdx.x;
+  while ((parts + 1) * columns <= kThreads) ++parts;
+  while (part < parts && i >= columns && parts > 1) i -= columns, ++part;
+  uint4 batch[kBatch];
+  Eight gate{};
+  const auto load_batch = [&](int base) {
+    const int r = i / (D / 8), column = i % (D / 8) * 8;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int split = base + j * parts;
+      batch[j] = make_uint4(0, 0, 0, 0);
+      if (split < active) batch[j] = __ldcg(reinterpret_cast<const uint4*>(partials.sum(split, r, column)));
+    }
+  };
+  const bool takes_part = part < parts && i < columns;
+  if (takes_part) {
+    load_batch(part);
+    gate = load_gate<D>(p, s, h, first_row + i / (D / 8), i % (D / 8) * 8);
+  }
+  weigh_splits<D, kRows>(partials, rows, active, weights);
+  __syncthreads();
+  float o[8];
+#pragma unroll 1
+  while (takes_part && i < columns) {
+    const int r = i / (D / 8), column = i % (D / 8) * 8;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) o[c] = 0.f;
+#pragma unroll 1
+    for (int base = part; base < active; base += kBatch * parts) {
+      if (base != part) load_batch(base);
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int split = base + j * parts;
+        if (split >= active) break;
+        float x[8];
+        unpack(*reinterpret_cast<const Eight*>(&batch[j]), x);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) o[c] += weights[r * kMaxSplits + split] * x[c];
+      }
+    }
+    if (parts > 1) break;
+    write_output<D>(p, s, h, first_row + r, column, gate, o);
+    i += kThreads;
+    if (i < columns) {
+      load_batch(part);
+      gate = load_gate<D>(p, s, h, first_row + i / (D / 8), i % (D / 8) * 8);
+    }
+  }
+  if (parts == 1) return;
+  if (takes_part && part > 0) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sums[(part * columns + i) * 8 + c] = o[c];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < rows * D / 4; i += kThreads) {
-    const int r = i / (D / 4), column = i % (D / 4) * 4;
-    const float4* from = reinterpret_cast<const float4*>(partials + r * D + column);
-    float4 sum{};
-#pragma unroll 8
-    for (int split = 0; split < active; ++split) {
-      const float4 o = __ldcg(from + split * (kSize / 4));
-      const float weight = weights[r * kMaxSplits + split];
-      sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
-    }
-    write_output<D>(p, s, h, first_row + r, column, sum);
+  if (part > 0) return;
+#pragma unroll 1
+  for (int other = 1; other < parts; ++other) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) o[c] += sums[(other * columns + i) * 8 + c];
   }
+  write_output<D>(p, s, h, first_row + i / (D / 8), i % (D / 8) * 8, gate, o);
+}
+
+// Counts a block of a unit; true for the last one, which then sees what all others wrote.
+__device__ __forceinline__ bool is_last_block(int* counter, int blocks) {
+  __shared__ bool is_last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+    is_last = before == blocks - 1;
+    if (is_last) *counter = 0;
+  }
+  __syncthreads();
+  return is_last;
 }
 
 // The warps' states to one, then to y if this block was alone, else to p.partials.
 template <int D, int kTiles>
 __device__ __forceinline__ void finish(const AttentionParams& p, const Sequence& s, const Share& share, int h,
                                        int first_row, int rows, State<D, kTiles>& state, float* sums) {
-  constexpr int kRows = 8 * kTiles, kWarps = decode_warps(D), kSumStride = D + 4;
-  __shared__ float maxima[kWarps][kRows], denominators[kWarps][kRows];
-  __shared__ bool is_last;
+  constexpr int kRows = 8 * kTiles, kSumStride = D + 4, kThreads = 32 * kDecodeWarps;
+  __shared__ float maxima[kDecodeWarps][kRows], denominators[kDecodeWarps][kRows];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const bool is_alone = share.active == 1;
+  const auto gate_of = [&](int i) {
+    return is_alone && i < rows * D / 8 ? load_gate<D>(p, s, h, first_row + i / (D / 8), i % (D / 8) * 8) : Eight{};
+  };
+  Eight gate = gate_of(threadIdx.x);  // on its way while the warps meet
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
@@ -291,86 +421,92 @@ __device__ __forceinline__ void finish(const AttentionParams& p, const Sequence&
   }
   __syncthreads();
   const int unit = (blockIdx.z * p.kv_heads + h) * p.row_tiles + first_row / kRows;
-  float* partials = p.partials + size_t(unit) * gridDim.x * kPartialFloats<D, kRows>;
-  float* own = partials + size_t(blockIdx.x) * kPartialFloats<D, kRows>;
-  for (int i = threadIdx.x; i < rows * D / 4; i += 32 * kWarps) {
-    const int r = i / (D / 4), column = i % (D / 4) * 4;
-    float m = kFloor, l = 0.f;
-    float4 sum{};
+  const Partials<D, kRows> partials(p, unit);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < rows * D / 8; i += kThreads) {
+    const int r = i / (D / 8), column = i % (D / 8) * 8;
+    float m = kFloor, l = 0.f, o[8] = {};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, maxima[w][r]);
+    for (int w = 0; w < kDecodeWarps; ++w) m = fmaxf(m, maxima[w][r]);
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
+    for (int w = 0; w < kDecodeWarps; ++w) {
       const float weight = exp2_approx(maxima[w][r] - m);
-      const float4 o = *reinterpret_cast<const float4*>(sums + (w * kRows + r) * kSumStride + column);
+      const float* x = sums + (w * kRows + r) * kSumStride + column;
       l += weight * denominators[w][r];
-      sum.x += weight * o.x, sum.y += weight * o.y, sum.z += weight * o.z, sum.w += weight * o.w;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) o[c] += weight * x[c];
     }
-    if (share.active == 1) {
-      const float inverse = 1.f / l;
-      write_output<D>(p, s, h, first_row + r, column,
-                      make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse));
+    const float inverse = l > 0.f ? 1.f / l : 0.f;  // a split of a window may hold no key that this row sees
+#pragma unroll
+    for (int c = 0; c < 8; ++c) o[c] *= inverse;
+    if (is_alone) {
+      write_output<D>(p, s, h, first_row + r, column, gate, o);
+      gate = gate_of(i + kThreads);
     } else {
-      __stcg(reinterpret_cast<float4*>(own + r * D + column), sum);
-      if (column == 0) __stcg(own + kRows * D + r, m), __stcg(own + kRows * (D + 1) + r, l);
+      const Eight rounded = pack(o);
+      __stcg(reinterpret_cast<uint4*>(partials.sum(blockIdx.x, r, column)), *reinterpret_cast<const uint4*>(&rounded));
+      if (column == 0) __stcg(partials.scale(blockIdx.x, r), make_float2(m, l));
     }
   }
-  if (share.active == 1) return;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = atomicAdd(p.counters + unit, 1) == share.active - 1;
-    if (is_last) p.counters[unit] = 0;
+  if (is_alone) return;
+  if (is_last_block(p.counters + unit, share.active)) {
+    reduce_splits<D, kRows>(p, s, h, first_row, rows, partials, share.active, sums);
   }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  reduce_splits<D, kRows>(p, s, h, first_row, rows, partials, share.active, sums);
 }
 
 // Grid: splits, KV heads * row tiles, sequences.
 template <int D, int kTiles, bool kInt8>
 __device__ __forceinline__ void decode(const AttentionParams& p) {
-  constexpr int kRows = 8 * kTiles, kWarps = decode_warps(D), kTile = decode_tile_bytes(D) / 2;
+  constexpr int kRows = 8 * kTiles, kTile = decode_tile_bytes(D) / 2, kStages = decode_stages(D);
   constexpr int kHalfStage = decode_stage_bytes(D, kInt8) / 2, kRing = decode_ring_bytes(D, kInt8);
-  static_assert(kWarps * kRows * (D + 4) * 4 <= kWarps * kRing, "the sums of all warps take the place of the rings");
-  static_assert(kRows * kMaxSplits * 4 <= kWarps * kRing, "and so do the weights of all splits");
+  static_assert(kRows * (D + 4) * 4 <= kRing, "the sums of all warps take the place of the rings");
+  static_assert(kRows * kMaxSplits * 4 + 32 * kDecodeWarps * 32 <= kDecodeWarps * kRing, "and so does the reduction");
   extern __shared__ __align__(128) char shared[];
-  const int b = blockIdx.z, h = blockIdx.y / p.row_tiles, first_row = blockIdx.y % p.row_tiles * kRows;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = p.heads / p.kv_heads;
+  const bool is_whole = p.row_tiles == 1;
+  const int b = blockIdx.z, h = is_whole ? blockIdx.y : blockIdx.y / p.row_tiles;
+  const int first_row = is_whole ? 0 : (blockIdx.y - h * p.row_tiles) * kRows;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Sequence s = read_sequence(p, b);
-  if (blockIdx.x == 0 && first_row == 0) write_zeros<D>(p, s, b, h);
-  const int rows = min(kRows, s.tokens * group - first_row);
+  const int end_of_all = p.cu_seqlens[p.sequences];
+  if (blockIdx.x == 0 && first_row == 0) write_zeros<D>(p, s, b, h, end_of_all);
+  const int rows = min(kRows, s.tokens * p.group - first_row);
   if (!s.is_live || rows <= 0) return;
-  const Share share = share_of<kWarps>(p, s, first_row / group, blockIdx.x, gridDim.x);
+  const int first_token = token_of(p, first_row), last_token = token_of(p, first_row + rows - 1);
+  const Share share = share_of<D>(p, s, first_token, blockIdx.x, gridDim.x);
   if (int(blockIdx.x) >= share.active) return;
 
   char* ring = shared + warp * kRing;
-  half* const unpacked = reinterpret_cast<half*>(ring + kDecodeStages * 2 * kHalfStage);  // int8: K, then V
-  half* const new_keys = reinterpret_cast<half*>(shared + kWarps * kRing);
+  half* const unpacked = reinterpret_cast<half*>(ring + kStages * 2 * kHalfStage);  // int8: K, then V
+  half* const new_keys = reinterpret_cast<half*>(shared + kDecodeWarps * kRing);
   half* const new_values = new_keys + kTile;
   half* const queries = new_values + kTile;
   const CacheHead keys = cache_head<D, kInt8>(p, s.slot, false, h), values = cache_head<D, kInt8>(p, s.slot, true, h);
 
   // Tile i of this warp; K and V are groups of their own, also when there is nothing left to fetch.
-  const int first = share.first_tile + warp, tiles = max(0, (share.last_tile - first + kWarps - 1) / kWarps);
-  const auto fetch_tile = [&](int i) {
-    const int position = share.oldest + (first + i * kWarps) * kDecodeKeys, row = position % p.capacity;
-    char* stage = ring + i % kDecodeStages * 2 * kHalfStage;
+  const int first = share.first_tile + warp, tiles = max(0, (share.last_tile - first + kDecodeWarps - 1) / kDecodeWarps);
+  const auto fetch_half = [&](int i, bool is_value) {
     if (i < tiles) {
-      fetch<D, kInt8, kDecodeKeys, 32>(keys, stage, position, row, share.oldest, s.past, p.capacity, lane);
-    }
-    cp_async_commit();
-    if (i < tiles) {
-      fetch<D, kInt8, kDecodeKeys, 32>(values, stage + kHalfStage, position, row, share.oldest, s.past, p.capacity,
-                                       lane);
+      const int position = share.oldest + (first + i * kDecodeWarps) * kDecodeKeys;
+      fetch<D, kInt8, kDecodeKeys, 32>(is_value ? values : keys, ring + (i % kStages * 2 + is_value) * kHalfStage,
+                                       position, cache_row(position, p.capacity), share.oldest, s.past, p.capacity, lane);
     }
     cp_async_commit();
   };
-#pragma unroll
-  for (int i = 0; i < kDecodeStages; ++i) fetch_tile(i);
 
-  make_rows<D, kRows, kInt8>(p, s, h, first_row, rows, share.has_new, first_row == 0, queries, new_keys, new_values);
+  // The first rows are on their way before the rings fill the queue to memory.
+  const int count = rows + (share.has_new ? 2 * s.tokens : 0);
+  const Rows<D, kRows, kInt8> made{p, s, h, first_row, rows, count, queries, new_keys, new_values};
+  RowTask task = made.task(made.group);
+  RowInput in = load_row<D>(p, s, task, made.chunk);
+#pragma unroll
+  for (int i = 0; i < kStages; ++i) fetch_half(i, false), fetch_half(i, true);
+  made.clear_values();
+#pragma unroll 1
+  for (int base = 0; base < count; base += made.kGroups) {
+    const int i = base + made.group;
+    if (base) task = made.task(i), in = load_row<D>(p, s, task, made.chunk);
+    made.store(i, in, task);
+  }
   __syncthreads();
 
   State<D, kTiles> state{};
@@ -380,20 +516,21 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       state.m[t][c] = kFloor;
-      sight.last[t][c] = s.past + (first_row + 8 * t + lane % 4 * 2 + c) / group;
+      sight.last[t][c] = s.past + token_of(p, first_row + 8 * t + lane % 4 * 2 + c);
     }
   }
-  const int newest_low = p.window ? s.past + (first_row + rows - 1) / group - p.window + 1 : 0;
+  const int newest_low = p.window ? s.past + last_token - p.window + 1 : 0;
 
   // The new keys go to the warp whose turn it would be.
-  const bool is_owner = share.has_new && (share.last_tile - share.first_tile) % kWarps == warp;
+  const bool is_owner = share.has_new && (share.last_tile - share.first_tile) % kDecodeWarps == warp;
+#pragma unroll 1
   for (int i = 0; i < tiles + is_owner; ++i) {
     const bool is_new = i == tiles;
-    const int position = is_new ? s.past : share.oldest + (first + i * kWarps) * kDecodeKeys;
-    const char* stage = ring + i % kDecodeStages * 2 * kHalfStage;
+    const int position = is_new ? s.past : share.oldest + (first + i * kDecodeWarps) * kDecodeKeys;
+    const char* stage = ring + i % kStages * 2 * kHalfStage;
     const half* k = is_new ? new_keys : kInt8 ? unpacked : reinterpret_cast<const half*>(stage);
-    const half* v = is_new ? new_values : kInt8 ? unpacked + kTile : reinterpret_cast<const half*>(stage + kHalfStage);
-    cp_async_wait<2 * kDecodeStages - 1>();
+    const half* v = is_new ? new_values : kInt8 ? unpacked : reinterpret_cast<const half*>(stage + kHalfStage);
+    cp_async_wait<2 * kStages - 1>();
     __syncwarp();
     if (kInt8 && !is_new) {
       dequantise<D, kDecodeKeys, 32>(stage, unpacked, lane);
@@ -401,6 +538,8 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
     }
     float x[kTiles][4];
     scores<D, kTiles>(k, queries, lane, x);
+    __syncwarp();
+    fetch_half(i + kStages, false);
     if (p.softcap_scale != 0.f) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
@@ -409,20 +548,20 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
       }
     }
     const int end = is_new ? s.length : s.past;
-    if (position + kDecodeKeys > min(end, s.past + first_row / group) || position < max(share.oldest, newest_low)) {
+    if (position + kDecodeKeys > min(end, s.past + first_token) || position < max(share.oldest, newest_low)) {
       sight.mask(x, position, end);
     }
     uint32 weights[kTiles][2];
     soften<D, kTiles>(state, x, p.score_scale, weights);
-    cp_async_wait<2 * kDecodeStages - 2>();
+    cp_async_wait<2 * kStages - 1>();
     __syncwarp();
     if (kInt8 && !is_new) {
-      dequantise<D, kDecodeKeys, 32>(stage + kHalfStage, unpacked + kTile, lane);
+      dequantise<D, kDecodeKeys, 32>(stage + kHalfStage, unpacked, lane);
       __syncwarp();
     }
     accumulate<D, kTiles>(state, v, weights, lane);
     __syncwarp();
-    if (!is_new) fetch_tile(i + kDecodeStages);
+    fetch_half(i + kStages, true);
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -432,7 +571,7 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
 }  // namespace
 
 #define DECODE(D, TILES, CACHE, INT8)                                                                       \
-  extern "C" __global__ void __launch_bounds__(32 * decode_warps(D), 1)                                       \
+  extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, 1)                                       \
       attention_decode_##D##_##TILES##_##CACHE(AttentionParams p) {                                        \
     decode<D, TILES, INT8>(p);                                                                             \
   }

@@ -4,22 +4,22 @@
 //
 // A block takes 64 or 128 query rows of one KV head; row = token * group + head in group, so that all query heads of a
 // KV head share its keys and a tile covers few positions (little work is lost at the causal edge). Norm and rotary of
-// the queries happen while they are brought to shared memory. Four warps have 16 or 32 rows each and walk together
-// through tiles of keys:
+// the queries happen while they are brought to shared memory. Four or eight warps have 16 or 32 rows each and walk
+// together through tiles of keys:
 //
 //   S [rows, keys] = Q [rows, D] K^T      A = Q by ldmatrix, B = K by ldmatrix
 //   O [rows, D]   += P [rows, keys] V     A = P from S's accumulators, B = V by ldmatrix.trans
 //
 // 32 rows per warp halve the shared memory traffic per mma, which is what limits this loop; with D = 256 the
 // accumulators of 32 rows do not fit the registers. K and V have one buffer each: V travels under S, the next K under
-// softmax and O; a second block on the multiprocessor fills what remains.
+// softmax and O; a second block, or four more warps, on the multiprocessor fill what remains.
 #include "kernels/attention/attention.cuh"
 
 using namespace orin;
 
 namespace {
 
-constexpr int kThreads = 32 * kPrefillWarps;
+constexpr int kAppendThreads = 128;
 
 // The sequence that a token belongs to; `sequences` if none.
 __device__ __forceinline__ int sequence_of(const AttentionParams& p, int token) {
@@ -40,14 +40,18 @@ __device__ __forceinline__ void append(const AttentionParams& p) {
   const Sequence s = b < p.sequences ? read_sequence(p, b) : Sequence{};
   if (!s.is_live) {
     uint4* y = reinterpret_cast<uint4*>(static_cast<half*>(p.y) + size_t(token) * p.heads * D);
-    for (int i = threadIdx.x; i < p.heads * D / 8; i += kThreads) y[i] = make_uint4(0, 0, 0, 0);
+    for (int i = threadIdx.x; i < p.heads * D / 8; i += kAppendThreads) y[i] = make_uint4(0, 0, 0, 0);
     return;
   }
-  constexpr int kGroups = kThreads / Group::kGroup;
+  constexpr int kGroups = kAppendThreads / Group::kGroup;
   for (int base = 0; base < 2 * p.kv_heads; base += kGroups) {
-    const int head = base + threadIdx.x / Group::kGroup;
-    append_row<D, kInt8>(p, s, token - s.begin, head / 2, head % 2, threadIdx.x % Group::kGroup, head < 2 * p.kv_heads,
-                         true);
+    const int head = base + threadIdx.x / Group::kGroup, chunk = threadIdx.x % Group::kGroup;
+    const bool is_value = head % 2, exists = head < 2 * p.kv_heads;
+    RowTask task = new_task(p, s, exists ? head / 2 : 0, is_value, token - s.begin);
+    task.exists = exists;
+    float x[8];
+    norm_and_rotate<D>(p, task, load_row<D>(p, s, task, chunk), chunk, x);
+    append_row<D, kInt8>(p, s, exists ? head / 2 : 0, is_value, task.token, exists, chunk, x);
   }
 }
 
@@ -61,12 +65,12 @@ struct Work {
 
 // Tiles of all sequences in a row; a warp looks at 32 sequences at a time.
 __device__ __forceinline__ Work find_work(const AttentionParams& p, int rows) {
-  const int lane = threadIdx.x % 32, group = p.heads / p.kv_heads;
+  const int lane = threadIdx.x % 32;
   const auto tiles_through = [&](int base) {  // of sequences base .. base + lane
     int tiles = 0;
     if (base + lane < p.sequences) {
       const Sequence s = read_sequence(p, base + lane);
-      if (s.is_live) tiles = (s.tokens * group + rows - 1) / rows;
+      if (s.is_live) tiles = (s.tokens * p.group + rows - 1) / rows;
     }
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {
@@ -101,41 +105,44 @@ __device__ __forceinline__ Work find_work(const AttentionParams& p, int rows) {
   return work;
 }
 
-template <int D, int kKeys>
+template <int D, int kBlockWarps, int kTileKeys>
 struct Tile {
+  static constexpr int kDim = D;
+  static constexpr int kKeys = kTileKeys;
+  static constexpr int kThreads = 32 * kBlockWarps;
   static constexpr int kStride = D + kPadding;
-  static constexpr int kRows = prefill_rows(D);
-  static constexpr int kWarpRows = kRows / kPrefillWarps;
+  static constexpr int kWarpRows = prefill_warp_rows(D);
+  static constexpr int kRows = kBlockWarps * kWarpRows;
   static constexpr int kM = kWarpRows / 16;  // mma tiles over rows
   static constexpr int kN = kKeys / 8;       // over keys
 };
 
 // Lane l holds rows l/4 and l/4 + 8 of each 16; columns 2(l%4), 2(l%4)+1 of each 8.
-template <int D, int kKeys>
+template <class T>
 struct State {
-  float o[Tile<D, kKeys>::kM][D / 8][4];
-  float m[Tile<D, kKeys>::kM][2];  // exponents of 2
-  float l[Tile<D, kKeys>::kM][2];  // of the keys of this lane alone until the end
+  float o[T::kM][T::kDim / 8][4];
+  float m[T::kM][2];  // exponents of 2
+  float l[T::kM][2];  // of the keys of this lane alone until the end
 };
 
 // The warp's queries to shared memory; only the same warp reads them.
-template <int D, int kKeys>
+template <class T>
 __device__ __forceinline__ void load_queries(const AttentionParams& p, const Work& work, half* queries, int warp_row) {
-  using Group = RowGroup<D>;
-  const int lane = threadIdx.x % 32, group = p.heads / p.kv_heads, chunk = lane % Group::kGroup;
+  using Group = RowGroup<T::kDim>;
+  const int lane = threadIdx.x % 32, chunk = lane % Group::kGroup;
 #pragma unroll 4
-  for (int i = 0; i < Tile<D, kKeys>::kWarpRows; i += Group::kRowsPerWarp) {
-    const int r = warp_row + i + lane / Group::kGroup, row = work.first_row + r;
-    const Eight x = query_row<D>(p, work.s, row / group, work.kv_head * group + row % group, chunk,
-                                 row < work.s.tokens * group);
-    if (chunk < Group::kUsed) *reinterpret_cast<Eight*>(queries + r * Tile<D, kKeys>::kStride + 8 * chunk) = x;
+  for (int i = 0; i < T::kWarpRows; i += Group::kRowsPerWarp) {
+    const int r = warp_row + i + lane / Group::kGroup;
+    const RowTask task = query_task(p, work.s, work.kv_head, work.first_row + r);
+    float x[8];
+    norm_and_rotate<T::kDim>(p, task, load_row<T::kDim>(p, work.s, task, chunk), chunk, x);
+    if (chunk < Group::kUsed) *reinterpret_cast<Eight*>(queries + r * T::kStride + 8 * chunk) = pack(x);
   }
 }
 
-template <int D, int kKeys>
+template <class T>
 __device__ __forceinline__ void scores(const half* queries, const half* keys, int lane,
-                                       float (&s)[Tile<D, kKeys>::kM][kKeys / 8][4]) {
-  using T = Tile<D, kKeys>;
+                                       float (&s)[T::kM][T::kN][4]) {
   const half* query = queries + lane % 16 * T::kStride + lane / 16 * 8;
   const half* key = keys + (lane % 8 + lane / 16 * 8) * T::kStride + lane / 8 % 2 * 8;
 #pragma unroll
@@ -147,7 +154,7 @@ __device__ __forceinline__ void scores(const half* queries, const half* keys, in
     }
   }
 #pragma unroll
-  for (int d = 0; d < D; d += 16) {
+  for (int d = 0; d < T::kDim; d += 16) {
     uint32 a[T::kM][4];
 #pragma unroll
     for (int m = 0; m < T::kM; ++m) ldmatrix_x4(a[m], query + m * 16 * T::kStride + d);
@@ -167,10 +174,9 @@ __device__ __forceinline__ void scores(const half* queries, const half* keys, in
 
 // Scores to weights in place, sums faded with them. The maximum is only raised when it falls behind by more than 8:
 // until then 2^(s - m) stays below 2^8, which float16 holds as exactly as it holds 1.
-template <int D, int kKeys>
-__device__ __forceinline__ void soften(State<D, kKeys>& state, float (&s)[Tile<D, kKeys>::kM][kKeys / 8][4],
+template <class T>
+__device__ __forceinline__ void soften(State<T>& state, float (&s)[T::kM][T::kN][4],
                                        float factor) {
-  using T = Tile<D, kKeys>;
   float top[T::kM][2];
   bool is_behind = false;
 #pragma unroll
@@ -195,7 +201,7 @@ __device__ __forceinline__ void soften(State<D, kKeys>& state, float (&s)[Tile<D
         state.m[m][i] = most;
         state.l[m][i] *= fade;
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) state.o[m][n][2 * i] *= fade, state.o[m][n][2 * i + 1] *= fade;
+        for (int n = 0; n < T::kDim / 8; ++n) state.o[m][n][2 * i] *= fade, state.o[m][n][2 * i + 1] *= fade;
       }
     }
   }
@@ -212,13 +218,12 @@ __device__ __forceinline__ void soften(State<D, kKeys>& state, float (&s)[Tile<D
   }
 }
 
-template <int D, int kKeys>
-__device__ __forceinline__ void accumulate(State<D, kKeys>& state, const half* values, int lane,
-                                           const float (&s)[Tile<D, kKeys>::kM][kKeys / 8][4]) {
-  using T = Tile<D, kKeys>;
+template <class T>
+__device__ __forceinline__ void accumulate(State<T>& state, const half* values, int lane,
+                                           const float (&s)[T::kM][T::kN][4]) {
   const half* value = values + lane % 16 * T::kStride + lane / 16 * 8;
 #pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
+  for (int k = 0; k < T::kKeys / 16; ++k) {
     uint32 a[T::kM][4];
 #pragma unroll
     for (int m = 0; m < T::kM; ++m) {
@@ -228,7 +233,7 @@ __device__ __forceinline__ void accumulate(State<D, kKeys>& state, const half* v
       }
     }
 #pragma unroll
-    for (int n = 0; n < D / 8; n += 2) {
+    for (int n = 0; n < T::kDim / 8; n += 2) {
       uint32 v[4];
       ldmatrix_x4_trans(v, value + k * 16 * T::kStride + n * 8);
       const uint32 b[2][2] = {{v[0], v[1]}, {v[2], v[3]}};
@@ -242,12 +247,11 @@ __device__ __forceinline__ void accumulate(State<D, kKeys>& state, const half* v
 }
 
 // Normalised, gated, and through shared memory so that rows leave in 16-byte pieces.
-template <int D, int kKeys>
-__device__ __forceinline__ void write_output(const AttentionParams& p, const Work& work, State<D, kKeys>& state,
+template <class T>
+__device__ __forceinline__ void write_output(const AttentionParams& p, const Work& work, State<T>& state,
                                              half* rows, int warp_row) {
-  using T = Tile<D, kKeys>;
-  using Group = RowGroup<D>;
-  const int lane = threadIdx.x % 32, group = p.heads / p.kv_heads, chunk = lane % Group::kGroup;
+  using Group = RowGroup<T::kDim>;
+  const int lane = threadIdx.x % 32, chunk = lane % Group::kGroup;
   __syncwarp();
 #pragma unroll
   for (int m = 0; m < T::kM; ++m) {
@@ -259,7 +263,7 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Wor
       const float inverse = 1.f / l;
       half* row = rows + (warp_row + 16 * m + 8 * i + lane / 4) * T::kStride + lane % 4 * 2;
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
+      for (int n = 0; n < T::kDim / 8; ++n) {
         *reinterpret_cast<half2*>(row + 8 * n) =
             __floats2half2_rn(state.o[m][n][2 * i] * inverse, state.o[m][n][2 * i + 1] * inverse);
       }
@@ -270,65 +274,69 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Wor
 #pragma unroll 2
   for (int i = 0; i < T::kWarpRows; i += Group::kRowsPerWarp) {
     const int r = warp_row + i + lane / Group::kGroup, row = work.first_row + r;
-    if (row >= work.s.tokens * group) return;
-    const int token = work.s.begin + row / group, head = work.kv_head * group + row % group;
+    if (row >= work.s.tokens * p.group) return;
+    const int token = work.s.begin + token_of(p, row), head = head_of(p, work.kv_head, row);
     Eight out = *reinterpret_cast<const Eight*>(rows + r * T::kStride + 8 * chunk);
     if (p.gate) {
       float x[8], gate[8];
       unpack(out, x);
-      unpack(load_qkv<D>(p, token, p.heads + head, chunk), gate);
+      unpack(load_qkv<T::kDim>(p, token, p.heads + head, chunk), gate);
 #pragma unroll
       for (int j = 0; j < 8; ++j) x[j] *= sigmoid(gate[j]);
       out = pack(x);
     }
-    *reinterpret_cast<Eight*>(static_cast<half*>(p.y) + (size_t(token) * p.heads + head) * D + 8 * chunk) = out;
+    *reinterpret_cast<Eight*>(static_cast<half*>(p.y) + (size_t(token) * p.heads + head) * T::kDim + 8 * chunk) = out;
   }
 }
 
 // Grid: KV heads * tiles that the step may have.
-template <int D, int kKeys, bool kInt8>
+template <int D, int kWarps, int kKeys, bool kInt8>
 __device__ __forceinline__ void prefill(const AttentionParams& p) {
-  using T = Tile<D, kKeys>;
+  using T = Tile<D, kWarps, kKeys>;
   extern __shared__ __align__(128) char shared[];
-  const Work work = find_work(p, T::kRows);
-  if (!work.exists) return;
+  // Registers are short: what a tile of keys needs only once waits in shared memory.
+  __shared__ Work work;
+  __shared__ CacheHead caches[2];
+  const Work found = find_work(p, T::kRows);
+  if (!found.exists) return;
+  if (threadIdx.x == 0) work = found;
+  if (threadIdx.x < 2) caches[threadIdx.x] = cache_head<D, kInt8>(p, found.s.slot, threadIdx.x, found.kv_head);
+  __syncthreads();
   const Sequence& s = work.s;
-  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * T::kWarpRows, group = p.heads / p.kv_heads;
+  const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * T::kWarpRows;
   half* const queries = reinterpret_cast<half*>(shared);
   half* const keys = queries + T::kRows * T::kStride;
   half* const values = keys + kKeys * T::kStride;
   // What is fetched: the tiles themselves, or their int8 form behind them.
   char* const fetched_keys = reinterpret_cast<char*>(kInt8 ? values + kKeys * T::kStride : keys);
   char* const fetched_values = kInt8 ? fetched_keys + kKeys * (D + 4) : reinterpret_cast<char*>(values);
-  const CacheHead key_cache = cache_head<D, kInt8>(p, s.slot, false, work.kv_head);
-  const CacheHead value_cache = cache_head<D, kInt8>(p, s.slot, true, work.kv_head);
 
-  const int first_seen = s.past + work.first_row / group;  // own position of the first row
-  const int last_seen = s.past + min(s.tokens - 1, (work.first_row + T::kRows - 1) / group);
+  const int first_seen = s.past + token_of(p, work.first_row);  // own position of the first row
+  const int last_seen = s.past + min(s.tokens - 1, token_of(p, work.first_row + T::kRows - 1));
   const int oldest = p.window ? max(s.oldest, first_seen - p.window + 1) : s.oldest;
-  const auto fetch_tile = [&](const CacheHead& cache, char* to, int position) {
-    fetch<D, kInt8, kKeys, kThreads>(cache, to, position, position % p.capacity, s.oldest, s.length, p.capacity,
+  const auto fetch_tile = [&](bool is_value, char* to, int position) {
+    fetch<D, kInt8, kKeys, T::kThreads>(caches[is_value], to, position, cache_row(position, p.capacity), s.oldest, s.length, p.capacity,
                                      threadIdx.x);
     cp_async_commit();
   };
 
   int position = oldest / kKeys * kKeys;
-  fetch_tile(key_cache, fetched_keys, position);
-  load_queries<D, kKeys>(p, work, queries, warp_row);
-  State<D, kKeys> state{};
+  fetch_tile(false, fetched_keys, position);
+  load_queries<T>(p, work, queries, warp_row);
+  State<T> state{};
 #pragma unroll
   for (int m = 0; m < T::kM; ++m) state.m[m][0] = state.m[m][1] = kFloor;
 
   for (; position <= last_seen; position += kKeys) {
     cp_async_wait<0>();
     __syncthreads();  // the keys are there, and everybody is done with the values
-    fetch_tile(value_cache, fetched_values, position);
+    fetch_tile(true, fetched_values, position);
     if (kInt8) {
-      dequantise<D, kKeys, kThreads>(fetched_keys, keys, threadIdx.x);
+      dequantise<D, kKeys, T::kThreads>(fetched_keys, keys, threadIdx.x);
       __syncthreads();
     }
     float x[T::kM][T::kN][4];
-    scores<D, kKeys>(queries + warp_row * T::kStride, keys, lane, x);
+    scores<T>(queries + warp_row * T::kStride, keys, lane, x);
     if (p.softcap_scale != 0.f) {
 #pragma unroll
       for (int m = 0; m < T::kM; ++m) {
@@ -346,7 +354,7 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
       for (int m = 0; m < T::kM; ++m) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int own = s.past + (work.first_row + warp_row + 16 * m + 8 * i + lane / 4) / group;
+          const int own = s.past + token_of(p, work.first_row + warp_row + 16 * m + 8 * i + lane / 4);
           const int low = p.window ? max(s.oldest, own - p.window + 1) : s.oldest;
 #pragma unroll
           for (int n = 0; n < T::kN; ++n) {
@@ -361,42 +369,43 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
     }
     cp_async_wait<0>();
     __syncthreads();  // the values are there, and everybody is done with the keys
-    if (position + kKeys <= last_seen) fetch_tile(key_cache, fetched_keys, position + kKeys);
+    if (position + kKeys <= last_seen) fetch_tile(false, fetched_keys, position + kKeys);
     if (kInt8) {
-      dequantise<D, kKeys, kThreads>(fetched_values, values, threadIdx.x);
+      dequantise<D, kKeys, T::kThreads>(fetched_values, values, threadIdx.x);
       __syncthreads();
     }
-    soften<D, kKeys>(state, x, p.score_scale);
-    accumulate<D, kKeys>(state, values, lane, x);
+    soften<T>(state, x, p.score_scale);
+    accumulate<T>(state, values, lane, x);
   }
-  write_output<D, kKeys>(p, work, state, queries, warp_row);
+  write_output<T>(p, work, state, queries, warp_row);
 }
 
 }  // namespace
 
-#define APPEND(D)                                                                                              \
-  extern "C" __global__ void __launch_bounds__(kThreads) attention_append_##D##_float16(AttentionParams p) { \
-    append<D, false>(p);                                                                                       \
-  }                                                                                                            \
-  extern "C" __global__ void __launch_bounds__(kThreads) attention_append_##D##_int8(AttentionParams p) {    \
-    append<D, true>(p);                                                                                        \
+#define APPEND(D)                                                                                                    \
+  extern "C" __global__ void __launch_bounds__(kAppendThreads) attention_append_##D##_float16(AttentionParams p) { \
+    append<D, false>(p);                                                                                             \
+  }                                                                                                                  \
+  extern "C" __global__ void __launch_bounds__(kAppendThreads) attention_append_##D##_int8(AttentionParams p) {    \
+    append<D, true>(p);                                                                                              \
   }
-#define PREFILL(D, KEYS, CACHE, INT8)                                             \
-  extern "C" __global__ void __launch_bounds__(kThreads, 2)                       \
-      attention_prefill_##D##_##KEYS##_##CACHE(AttentionParams p) {               \
-    prefill<D, KEYS, INT8>(p);                                                    \
+// Registers for 8 warps on a multiprocessor, in one block or two.
+#define PREFILL(D, WARPS, KEYS, CACHE, INT8)                                        \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)               \
+      attention_prefill_##D##_##WARPS##_##KEYS##_##CACHE(AttentionParams p) {       \
+    prefill<D, WARPS, KEYS, INT8>(p);                                               \
   }
 
 APPEND(64)
 APPEND(96)
 APPEND(128)
 APPEND(256)
-PREFILL(64, 64, float16, false)
-PREFILL(96, 64, float16, false)
-PREFILL(128, 64, float16, false)
-PREFILL(256, 64, float16, false)
-PREFILL(256, 32, float16, false)
-PREFILL(64, 64, int8, true)
-PREFILL(96, 64, int8, true)
-PREFILL(128, 64, int8, true)
-PREFILL(256, 32, int8, true)
+PREFILL(64, 4, 64, float16, false)
+PREFILL(96, 4, 64, float16, false)
+PREFILL(128, 4, 64, float16, false)
+PREFILL(256, 4, 64, float16, false)
+PREFILL(256, 8, 64, float16, false)
+PREFILL(64, 4, 32, int8, true)
+PREFILL(96, 4, 32, int8, true)
+PREFILL(128, 4, 32, int8, true)
+PREFILL(256, 8, 32, int8, true)

@@ -14,9 +14,9 @@ constexpr float kLog2E = 1.4426950408889634f;
 #define ORIN_DECODE(D, TILES, CACHE, INT8)                             \
   {"attention_decode", "attention_decode_" #D "_" #TILES "_" #CACHE, \
    decode_shared_bytes(D, 8 * TILES, INT8)}
-#define ORIN_PREFILL(D, KEYS, CACHE, INT8)                             \
-  {"attention_prefill", "attention_prefill_" #D "_" #KEYS "_" #CACHE, \
-   prefill_shared_bytes(D, KEYS, INT8)}
+#define ORIN_PREFILL(D, WARPS, KEYS, CACHE, INT8)                                   \
+  {"attention_prefill", "attention_prefill_" #D "_" #WARPS "_" #KEYS "_" #CACHE, \
+   prefill_shared_bytes(D, WARPS, KEYS, INT8)}
 #define ORIN_APPEND(D, CACHE) {"attention_prefill", "attention_append_" #D "_" #CACHE}
 
 // [head dim][int8][rows / 8 - 1]
@@ -31,11 +31,11 @@ const Kernel append[4][2] = {{ORIN_APPEND(64, float16), ORIN_APPEND(64, int8)},
                              {ORIN_APPEND(96, float16), ORIN_APPEND(96, int8)},
                              {ORIN_APPEND(128, float16), ORIN_APPEND(128, int8)},
                              {ORIN_APPEND(256, float16), ORIN_APPEND(256, int8)}};
-const Kernel prefill[4][2] = {{ORIN_PREFILL(64, 64, float16, false), ORIN_PREFILL(64, 64, int8, true)},
-                              {ORIN_PREFILL(96, 64, float16, false), ORIN_PREFILL(96, 64, int8, true)},
-                              {ORIN_PREFILL(128, 64, float16, false), ORIN_PREFILL(128, 64, int8, true)},
-                              {ORIN_PREFILL(256, 64, float16, false), ORIN_PREFILL(256, 32, int8, true)}};
-const Kernel prefill_256_32 ORIN_PREFILL(256, 32, float16, false);
+const Kernel prefill[4][2] = {{ORIN_PREFILL(64, 4, 64, float16, false), ORIN_PREFILL(64, 4, 32, int8, true)},
+                              {ORIN_PREFILL(96, 4, 64, float16, false), ORIN_PREFILL(96, 4, 32, int8, true)},
+                              {ORIN_PREFILL(128, 4, 64, float16, false), ORIN_PREFILL(128, 4, 32, int8, true)},
+                              {ORIN_PREFILL(256, 8, 64, float16, false), ORIN_PREFILL(256, 8, 32, int8, true)}};
+const Kernel prefill_256_4 ORIN_PREFILL(256, 4, 64, float16, false);
 
 int index_of(int head_dim) {
   for (int i = 0; i < 4; ++i) {
@@ -69,6 +69,10 @@ int check(const Attention& a) {
     return bad_argument("attention: expected capacity, max_step, max_length >= 1 and window >= 0, found %d, %d, %d, %d",
                         a.capacity, a.max_step, a.max_length, a.window);
   }
+  if (a.capacity < a.max_step) {
+    return bad_argument("attention: capacity: expected max_step=%d or more, found %d; a step must not overwrite itself",
+                        a.max_step, a.capacity);
+  }
   if (!(a.scale > 0.f) || !(a.softcap >= 0.f)) {
     return bad_argument("attention: expected scale > 0 and softcap >= 0, found %g and %g", double(a.scale),
                         double(a.softcap));
@@ -85,10 +89,12 @@ AttentionParams params_of(const Attention& a, const AttentionChoice& c) {
   p.slots = static_cast<const int*>(a.slots);
   p.q_norm = static_cast<const float*>(a.q_norm), p.k_norm = static_cast<const float*>(a.k_norm);
   p.cos = static_cast<const float*>(a.cos), p.sin = static_cast<const float*>(a.sin);
-  p.partials = static_cast<float*>(a.workspace);
+  p.partials = a.workspace;
   p.counters = static_cast<int*>(a.counters);
   p.tokens = a.tokens, p.sequences = a.sequences, p.max_step = a.max_step, p.max_length = a.max_length;
-  p.heads = a.heads, p.kv_heads = a.kv_heads, p.capacity = a.capacity, p.half_rotary = a.rotary_dim / 2;
+  p.heads = a.heads, p.kv_heads = a.kv_heads, p.group = a.heads / a.kv_heads;
+  p.group_factor = p.group == 1 ? 0 : unsigned(((uint64_t(1) << 32) + p.group - 1) / p.group);
+  p.capacity = a.capacity, p.half_rotary = a.rotary_dim / 2;
   p.window = a.window, p.gate = a.gate, p.row_tiles = c.row_tiles, p.descending = c.descending;
   p.norm_eps = a.norm_eps;
   p.score_scale = kLog2E * (a.softcap > 0.f ? a.softcap : a.scale);
@@ -105,7 +111,7 @@ ORIN_API int64_t orin_attention_workspace(const orin::Attention* a) {
   using namespace orin;
   if (check(*a)) return 0;
   const AttentionChoice c = choice_of(*a);
-  return int64_t(a->sequences) * a->kv_heads * c.row_tiles * c.splits * c.rows * (a->head_dim + 2) * 4;
+  return int64_t(a->sequences) * a->kv_heads * c.row_tiles * c.splits * c.rows * decode_partial_bytes(a->head_dim);
 }
 
 ORIN_API int64_t orin_attention_counters(const orin::Attention* a) {
@@ -123,11 +129,9 @@ ORIN_API int orin_attention(const orin::Attention* a, orin::Stream stream) {
   const AttentionParams params = params_of(*a, c);
   if (c.is_decode) {
     const Dim3 grid{unsigned(c.splits), unsigned(a->kv_heads * c.row_tiles), unsigned(a->sequences)};
-    const unsigned threads = 32 * decode_warps(a->head_dim);
-    return decode[dim][int8][c.rows / 8 - 1].launch(grid, {threads}, c.shared_bytes, stream, params);
+    return decode[dim][int8][c.rows / 8 - 1].launch(grid, {32 * kDecodeWarps}, c.shared_bytes, stream, params);
   }
-  const unsigned threads = 32 * kPrefillWarps;
-  if (const int status = append[dim][int8].launch({unsigned(a->tokens)}, {threads}, 0, stream, params)) return status;
-  const Kernel& attend = a->head_dim == 256 && !int8 && c.keys == 32 ? prefill_256_32 : prefill[dim][int8];
-  return attend.launch({unsigned(c.blocks)}, {threads}, c.shared_bytes, stream, params);
+  if (const int status = append[dim][int8].launch({unsigned(a->tokens)}, {128}, 0, stream, params)) return status;
+  const Kernel& attend = a->head_dim == 256 && c.warps == 4 ? prefill_256_4 : prefill[dim][int8];
+  return attend.launch({unsigned(c.blocks)}, {32u * c.warps}, c.shared_bytes, stream, params);
 }

@@ -22,7 +22,7 @@ struct AttentionParams {
   const float* cos;       // [max_length or more, rotary_dim / 2]
   const float* sin;
   void* y;          // float16 [tokens, Hq D]
-  float* partials;  // decode: see `Partials` in attention_decode.cu
+  void* partials;   // decode: see `Partials` in attention_decode.cu
   int* counters;    // decode: [sequences, Hkv, row tiles], zero between launches
   int tokens;
   int sequences;
@@ -30,6 +30,8 @@ struct AttentionParams {
   int max_length;  // longer after it, counts as padding
   int heads;
   int kv_heads;
+  int group;              // heads / kv_heads, and for division by it
+  unsigned group_factor;  // 2^32 / group rounded up; 0 for a group of 1
   int capacity;
   int half_rotary;  // rotary_dim / 2
   int window;       // 0 = all
@@ -44,28 +46,33 @@ struct AttentionParams {
 // Rows in shared memory are padded by 16 bytes: eight rows at the same column then lie in different banks.
 constexpr int kPadding = 8;
 
-// Decode: a warp takes 16 keys at a time, through a ring of its own.
+// Decode: each of eight warps takes 16 keys at a time, through a ring of its own.
 constexpr int kDecodeKeys = 16;
-constexpr int kDecodeStages = 2;
+constexpr int kDecodeWarps = 8;
 constexpr int kDecodeMaxStep = 16;  // the new keys of a step fill one tile
 constexpr int kMaxSplits = 256;
-ORIN_BOTH_SIDES constexpr int decode_warps(int dim) { return dim > 128 ? 4 : 8; }
+ORIN_BOTH_SIDES constexpr int decode_stages(int dim) { return dim > 128 ? 1 : 2; }
 ORIN_BOTH_SIDES constexpr int decode_tile_bytes(int dim) { return kDecodeKeys * (dim + kPadding) * 2; }
 ORIN_BOTH_SIDES constexpr int decode_stage_bytes(int dim, bool int8) {
   return int8 ? 2 * kDecodeKeys * (dim + 4) : 2 * decode_tile_bytes(dim);
 }
 ORIN_BOTH_SIDES constexpr int decode_ring_bytes(int dim, bool int8) {
-  return kDecodeStages * decode_stage_bytes(dim, int8) + (int8 ? 2 * decode_tile_bytes(dim) : 0);
+  return decode_stages(dim) * decode_stage_bytes(dim, int8) + (int8 ? decode_tile_bytes(dim) : 0);
 }
 ORIN_BOTH_SIDES constexpr int decode_shared_bytes(int dim, int rows, bool int8) {
-  return decode_warps(dim) * decode_ring_bytes(dim, int8) + 2 * decode_tile_bytes(dim) + rows * (dim + kPadding) * 2;
+  return kDecodeWarps * decode_ring_bytes(dim, int8) + 2 * decode_tile_bytes(dim) + rows * (dim + kPadding) * 2;
 }
+// A sequence of up to 256 KiB of K and V per head stays with one block: its way through memory to a reduction would take
+// as long as reading. Beyond, one multiprocessor's share of bandwidth is what counts, so splits may be as small as 64 KiB.
+ORIN_BOTH_SIDES constexpr int decode_split_tiles(int dim) { return 1024 / dim; }
+ORIN_BOTH_SIDES constexpr int decode_alone_tiles(int dim) { return 4 * decode_split_tiles(dim); }
+// What a split leaves for the reduction: D sums in float16, maximum and denominator of each row.
+ORIN_BOTH_SIDES constexpr int decode_partial_bytes(int dim) { return 2 * dim + 8; }
 
-// Prefill: four warps of 16 or 32 rows each, all over the same keys.
-constexpr int kPrefillWarps = 4;
-ORIN_BOTH_SIDES constexpr int prefill_rows(int dim) { return kPrefillWarps * (dim > 128 ? 16 : 32); }
-ORIN_BOTH_SIDES constexpr int prefill_shared_bytes(int dim, int keys, bool int8) {
-  return (prefill_rows(dim) + 2 * keys) * (dim + kPadding) * 2 + (int8 ? 2 * keys * (dim + 4) : 0);
+// Prefill: warps of 16 or 32 rows, all over the same keys.
+ORIN_BOTH_SIDES constexpr int prefill_warp_rows(int dim) { return dim > 128 ? 16 : 32; }
+ORIN_BOTH_SIDES constexpr int prefill_shared_bytes(int dim, int warps, int keys, bool int8) {
+  return (warps * prefill_warp_rows(dim) + 2 * keys) * (dim + kPadding) * 2 + (int8 ? 2 * keys * (dim + 4) : 0);
 }
 
 }  // namespace orin

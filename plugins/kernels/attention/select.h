@@ -29,6 +29,7 @@ struct AttentionChoice {
   int row_tiles;
   int splits;
   // prefill: grid of `blocks`
+  int warps;
   int keys;  // of one tile
   int blocks;
   int descending;
@@ -41,17 +42,18 @@ constexpr int blocks_per_sm(int shared_bytes, const Device& device) {
   return (device.max_shared_bytes + 1024) / (shared_bytes + 1024);
 }
 
-// The number of splits with the least predicted time. Unit: 1/64 of the time in which every warp of a block takes one
-// tile of keys, about 2 us on an H200 and 5 us on an Orin. A wave costs half a unit for its start, a reduction one for
-// its round trip through memory, and each further split what the last block needs to read its sums.
-constexpr int choose_splits(int keys, int units, int dim, int blocks_at_once) {
-  const int rounds = ceil_div(keys, kDecodeKeys * decode_warps(dim));
-  const int most = rounds < kMaxSplits ? rounds : kMaxSplits;
+// The number of splits with the least predicted time. Unit: 1/64 of the time in which a block reads one tile for each
+// warp, 128 KiB with float16 and head dim 256: 1.7 us on an H200 for a block alone, more where all read at once. A
+// wave costs 16 for its start; a reduction 80 for its way through memory, and as much again for 270 KiB of sums.
+constexpr int choose_splits(const AttentionShape& s, int keys, int units, int rows, int blocks_at_once) {
+  const int tiles = ceil_div(keys, kDecodeKeys), useful = ceil_div(tiles, decode_split_tiles(s.head_dim));
+  const int most = tiles <= decode_alone_tiles(s.head_dim) ? 1 : useful < kMaxSplits ? useful : kMaxSplits;
+  const int64_t tile = s.int8 ? s.head_dim / 64 : s.head_dim / 32;  // of one warp of eight
   int best = 1;
   int64_t best_cost = INT64_MAX;
   for (int splits = 1; splits <= most; ++splits) {
-    const int64_t waves = ceil_div(units * splits, blocks_at_once);
-    const int64_t cost = waves * (64 * ceil_div(rounds, splits) + 32) + (splits > 1 ? 64 + splits : 0);
+    const int64_t reading = ceil_div(units * splits, blocks_at_once) * (16 + tile * ceil_div(tiles, splits));
+    const int64_t cost = reading + (splits > 1 ? 80 + int64_t(splits) * rows * s.head_dim / 1700 : 0);
     if (cost < best_cost) best = splits, best_cost = cost;
   }
   return best;
@@ -66,23 +68,33 @@ constexpr AttentionChoice choose_decode(const AttentionShape& s, const Device& d
   c.shared_bytes = decode_shared_bytes(s.head_dim, c.rows, s.int8);
   const int seen = s.window && s.window + s.max_step < s.max_length ? s.window + s.max_step : s.max_length;
   const int per_sm = blocks_per_sm(c.shared_bytes, device);
-  c.splits = choose_splits(seen, s.sequences * s.kv_heads * c.row_tiles, s.head_dim,
+  const int rows = rows_of_a_sequence < c.rows ? rows_of_a_sequence : c.rows;
+  c.splits = choose_splits(s, seen, s.sequences * s.kv_heads * c.row_tiles, rows,
                            device.sm_count * (per_sm > 1 ? per_sm : 1));
   return c;
 }
 
+constexpr int prefill_blocks(const AttentionShape& s, int warps) {
+  // Every sequence may leave one tile partly filled.
+  const int rows = warps * prefill_warp_rows(s.head_dim);
+  return (s.tokens * (s.heads / s.kv_heads) / rows + (s.sequences < s.tokens ? s.sequences : s.tokens)) * s.kv_heads;
+}
+
 constexpr AttentionChoice choose_prefill(const AttentionShape& s, const Device& device) {
   AttentionChoice c{};
-  // With head dim 256, tiles of 64 keys only where two such blocks still share a multiprocessor.
-  const bool is_wide = s.head_dim > 128;
-  c.keys = !is_wide || (!s.int8 && blocks_per_sm(prefill_shared_bytes(256, 64, false), device) >= 2) ? 64 : 32;
-  c.shared_bytes = prefill_shared_bytes(s.head_dim, c.keys, s.int8);
-  // Every sequence may leave one tile partly filled.
-  const int group = s.heads / s.kv_heads, rows = prefill_rows(s.head_dim);
-  const int tiles = s.tokens * group / rows + (s.sequences < s.tokens ? s.sequences : s.tokens);
-  c.blocks = tiles * s.kv_heads;
+  c.warps = 4;
+  c.keys = s.int8 ? 32 : 64;  // the int8 tiles lie beside the float16 ones that are made of them
+  if (s.head_dim > 128) {
+    // Eight warps share one tile of keys, so half as much goes to shared memory; but with fewer than two blocks for
+    // each multiprocessor four warps, of which two blocks fit an H200, leave fewer of them without work.
+    const bool has_room = blocks_per_sm(prefill_shared_bytes(s.head_dim, 4, 64, false), device) >= 2;
+    c.warps = s.int8 || !has_room || prefill_blocks(s, 8) >= 2 * device.sm_count ? 8 : 4;
+  }
+  c.shared_bytes = prefill_shared_bytes(s.head_dim, c.warps, c.keys, s.int8);
+  c.blocks = prefill_blocks(s, c.warps);
   // Long tiles first. Where all blocks run at once, a second layer in rising order pairs long tiles with short ones.
-  c.descending = c.blocks <= 2 * device.sm_count ? device.sm_count : c.blocks;
+  const bool is_paired = c.warps == 4 && c.blocks <= 2 * device.sm_count;
+  c.descending = is_paired ? device.sm_count : c.blocks;
   return c;
 }
 

@@ -11,8 +11,8 @@ constexpr int kWarps = kChunk / 16;
 
 template <int D>
 struct Shared {
-  Tile<kChunk, D> k;  // then z, then y
-  half delta[kChunk * D];  // fragment order
+  Tile<kChunk, D> k;       // then z, then y
+  Tile<kChunk, D> q;       // then delta, in fragment order
   half state[D * D];       // fragment order
   float sum[kChunk];       // G
   float norm[D];
@@ -26,7 +26,7 @@ __device__ void zero_rows(const GatedDeltaParams& p, const Chunk& at, int head) 
   }
 }
 
-// Starts the copies of everything but z; k, G and the norm's weight in a group of their own.
+// Starts the copies of what is wanted first: q, k, G and the norm's weight; then, in a group of its own, the state.
 template <int D>
 __device__ __forceinline__ void load_tiles(const GatedDeltaParams& p, int place, int head, int key_head,
                                            Shared<D>& to) {
@@ -34,6 +34,7 @@ __device__ __forceinline__ void load_tiles(const GatedDeltaParams& p, int place,
   const unsigned thread = threadIdx.x;
   to.k.template copy_from<D, threads>(
       part<half>(p.qkv, place, conv_heads(p), p.key_heads + key_head, kChunk * D), thread);
+  to.q.template copy_from<D, threads>(part<half>(p.qkv, place, conv_heads(p), key_head, kChunk * D), thread);
   const float* sum = part<float>(p.decay, place, p.value_heads, head, 3 * kChunk);
   if (thread < kChunk / 4) cp_async16(to.sum + 4 * thread, sum + 4 * thread);
   if (thread < D / 4) cp_async16(to.norm + 4 * thread, p.norm + 4 * thread);
@@ -41,9 +42,6 @@ __device__ __forceinline__ void load_tiles(const GatedDeltaParams& p, int place,
   const half* state = part<half>(p.states, place, p.value_heads, head, D * D) + 8 * thread;
 #pragma unroll
   for (int i = 0; i < D * D; i += 8 * threads) cp_async16(to.state + 8 * thread + i, state + i);
-  const half* delta = part<half>(p.delta, place, p.value_heads, head, kChunk * D) + 8 * thread;
-#pragma unroll
-  for (int i = 0; i < kChunk * D; i += 8 * threads) cp_async16(to.delta + 8 * thread + i, delta + i);
   cp_async_commit();
 }
 
@@ -94,17 +92,11 @@ __device__ void output(const GatedDeltaParams& p) {
   load_tiles(p, at.place, head, key_head, shared);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = 16 * warp, g = lane / 4, c = lane % 4 * 2;
-  const half* own_q = part<half>(p.qkv, at.place, conv_heads(p), key_head, kChunk * D) + (row0 + g) * D + c;
-  uint32 q[D / 16][4];
-#pragma unroll
-  for (int step = 0; step < D / 16; ++step) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      q[step][e] = *reinterpret_cast<const uint32*>(own_q + e % 2 * 8 * D + 16 * step + e / 2 * 8);
-    }
-  }
   cp_async_wait<1>();
   __syncthreads();
+  uint32 q[D / 16][4];
+#pragma unroll
+  for (int step = 0; step < D / 16; ++step) shared.q.load_a(q[step], row0, 16 * step);
 
   // tril(q k^T * E), as A operands; blocks right of the diagonal do not exist
   const float sum[2] = {shared.sum[row0 + g], shared.sum[row0 + g + 8]};
@@ -137,8 +129,12 @@ __device__ void output(const GatedDeltaParams& p) {
     to_operand(qk[n], acc[2 * n], acc[2 * n + 1]);
   }
   cp_async_wait<0>();
-  __syncthreads();  // state and delta are there, nobody reads k any more
+  __syncthreads();  // the state is there, nobody reads q and k any more
 
+  uint4* delta = reinterpret_cast<uint4*>(shared.q.data);
+  const uint4* deltas = part<uint4>(p.delta, at.place, p.value_heads, head, kChunk * D / 8);
+#pragma unroll
+  for (int i = 0; i < kChunk * D / 8; i += 32 * kWarps) cp_async16(delta + i + threadIdx.x, deltas + i + threadIdx.x);
   const int row_halves = (conv_heads(p) + p.value_heads) * D;
   const half* z = static_cast<const half*>(p.qkvz) + size_t(at.token) * row_halves + (conv_heads(p) + head) * D;
   move_rows<D>(row0, at.count, [&](int row, int column, bool is_token) {
@@ -163,20 +159,19 @@ __device__ void output(const GatedDeltaParams& p) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) o[n][e] *= decay[e / 2];
   }
-  const uint4* delta = reinterpret_cast<const uint4*>(shared.delta) + lane;
+  cp_async_wait<0>();
+  __syncthreads();
 #pragma unroll
   for (int step = 0; step < kWarps; ++step) {
     if (step > warp) break;
 #pragma unroll
     for (int tile = 0; tile < D / 16; ++tile) {
-      const uint4 f = delta[(tile * (kChunk / 16) + step) * 32];
+      const uint4 f = delta[(tile * (kChunk / 16) + step) * 32 + lane];
       mma(o[2 * tile], qk[step], {f.x, f.z});
       mma(o[2 * tile + 1], qk[step], {f.y, f.w});
     }
   }
 
-  cp_async_wait<0>();
-  __syncwarp();
   finish(shared, row0, p.norm_eps, o);
   __syncwarp();
   half* y = static_cast<half*>(p.y) + (size_t(at.token) * p.value_heads + head) * D;

@@ -30,8 +30,8 @@ struct Shared {
   float in[2][2 * D + 2 * C];  // k, q, v convolved, and the gate norm silu(z), of a token; two buffers save a barrier
   float partial[2][kWarps][C];
   float product[2][C];  // S^T k, S^T q
-  float kk, qq, kq;     // their dot products
-  float decay, beta;
+  float kk, qq, kq;     // dot products of k and q
+  float2 gates[64];     // e^g and beta of a token, by its number; made for 32 tokens at a time
   bool is_last_reader;
 };
 
@@ -75,6 +75,12 @@ __device__ __forceinline__ float4 add_from_lane(float4 a, int mask) {
 }
 __device__ __forceinline__ float4& vector_at(float* x) { return *reinterpret_cast<float4*>(x); }
 
+// Over the lanes that share a row of the state.
+template <int lanes>
+__device__ __forceinline__ float squares_of(float4 o) {
+  return sum_over<lanes>(o.x * o.x + o.y * o.y + o.z * o.z + o.w * o.w);
+}
+
 template <int D>
 __device__ float dot(const float* a, const float* b) {
   float sum = 0;
@@ -93,18 +99,27 @@ __device__ void zero_padding(const GatedDeltaParams& p, const Sequence& s, int b
   }
 }
 
-// One warp: the sum of `own` over the blocks of a head. A block overwrites a word only two tokens later, when it has seen
-// the others' words of the token between, which they write after reading this one.
+// One warp tells the other blocks of a head its sum of squares for token `number` (from 1) of the step, and adds up theirs.
+// Lane i writes to and reads from block i. A word has one writer, who writes it again only two tokens later, when it has
+// seen the reader's word of the token between; so after the last token the reader can clear it.
 template <int splits>
-__device__ float sum_over_blocks(Semaphore& semaphore, int split, unsigned epoch, float own) {
-  if constexpr (splits == 1) return own;
-  const int lane = threadIdx.x % 32;
-  unsigned long long* words = semaphore.squares[epoch % 2];
-  unsigned long long word = static_cast<unsigned long long>(epoch) << 32 | __float_as_uint(own);
-  if (lane == 0) asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(words + split), "l"(word) : "memory");
-  while (lane < splits) {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(word) : "l"(words + lane) : "memory");
-    if (unsigned(word >> 32) == epoch) break;
+__device__ __forceinline__ void publish(Semaphore& semaphore, int split, unsigned number, float squares) {
+  const unsigned lane = threadIdx.x % 32;
+  if (lane >= splits) return;
+  const unsigned long long word = static_cast<unsigned long long>(number) << 32 | __float_as_uint(squares);
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(&semaphore.squares[number % 2][lane][split]), "l"(word)
+               : "memory");
+}
+template <int splits>
+__device__ __forceinline__ float collect(Semaphore& semaphore, int split, unsigned number, bool is_last) {
+  const unsigned lane = threadIdx.x % 32;
+  unsigned long long word = 0;
+  if (lane < splits) {
+    const unsigned long long* from = &semaphore.squares[number % 2][split][lane];
+    do {
+      asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(word) : "l"(from) : "memory");
+    } while (unsigned(word >> 32) != number);
+    if (is_last) semaphore.squares[0][split][lane] = semaphore.squares[1][split][lane] = 0;
   }
   __syncwarp();
   return __shfl_sync(~0u, sum_over<splits>(__uint_as_float(unsigned(word))), 0);
@@ -121,7 +136,6 @@ __device__ void step(const GatedDeltaParams& p) {
 
   const float a_log = p.a_log[head], dt_bias = p.dt_bias[head];
   Semaphore* semaphores = p.semaphores + b * p.value_heads;
-  unsigned epoch = splits > 1 ? semaphores[head].epoch[split] : 0;
   const Sequence s = sequence(p, b);
   if (s.slot < 0 || (b == p.sequences - 1 && s.end < p.tokens)) zero_padding<D>(p, s, b, head);
   if (s.slot < 0 || s.begin >= s.end) return;
@@ -133,50 +147,55 @@ __device__ void step(const GatedDeltaParams& p) {
                     : has_z ? num_channels + head * D + column0 + thread - D
                             : channel;
   const half* in = static_cast<const half*>(p.qkvz) + size_t(s.begin) * row_halves;
-  const half* ba = gate_inputs(p, s.begin, head);
   half* conv = static_cast<half*>(p.conv) + size_t(s.slot) * num_channels * kHistory;
-  half next = in[channel], next_other = in[other], next_b = ba[0], next_a = ba[p.value_heads];
+  half next = in[channel], next_other = in[other];
+  const half* ba = gate_inputs(p, min(s.begin + lane, s.end - 1), head);
+  half first_b = ba[0], first_a = ba[p.value_heads];
   Channel own, own_v;
   own.load(p, channel, conv, s.is_fresh);
   own_v.load(p, has_v ? other : channel, conv, s.is_fresh || !has_v);  // no branch: it would wait for its loads
 
   const int row0 = (warp * (32 / lanes) + lane / lanes) * rows, column = 4 * (lane % lanes);
-  const size_t state_floats = size_t(p.value_heads) * D * D, in_state = (size_t(head) * D + row0) * D + column0 + column;
-  float* rec = p.rec + s.slot * state_floats + in_state;
+  const int in_state = (head * D + row0) * D + column0 + column;
+  const auto state_at = [&](float* states, int i) { return states + size_t(i) * p.value_heads * D * D + in_state; };
   float4 state[rows];
 #pragma unroll
-  for (int i = 0; i < rows; ++i) state[i] = s.is_fresh ? float4{} : vector_at(rec + i * D);
+  for (int i = 0; i < rows; ++i) state[i] = s.is_fresh ? float4{} : vector_at(state_at(p.rec, s.slot) + i * D);
   const float norm = has_z ? p.norm[column0 + thread - D] : 0.f;
   unsigned readers = 0;
   const unsigned last_reader = gridDim.x - 1;
 
   for (int token = s.begin; token < s.end; ++token) {
-    float* k = shared.in[(token - s.begin) % 2];
+    const int number = token - s.begin;
+    float* k = shared.in[number % 2];
     float* q = k + D;
     float* v = q + D;
     k[thread] = own.advance(next);  // q follows k
     if (has_v) v[thread] = own_v.advance(next_other);
     if (has_z) v[C + thread - D] = norm * silu(__half2float(next_other));
-    const half a_now = next_a, b_now = next_b;
     const bool is_last = token + 1 == s.end;
+    if (warp == warps - 1 && number % 32 == 0) {
+      if (number) {
+        const half* ba = gate_inputs(p, min(token + lane, s.end - 1), head);
+        first_b = ba[0], first_a = ba[p.value_heads];
+      }
+      const Gates gate = make_gates(a_log, dt_bias, first_b, first_a);
+      shared.gates[(number + lane) % 64] = {expf(gate.log_decay), gate.beta};
+    }
     if (!is_last) {
-      in += row_halves, ba += 2 * p.value_heads;
-      next = in[channel], next_other = in[other], next_b = ba[0], next_a = ba[p.value_heads];
+      in += row_halves;
+      next = in[channel], next_other = in[other];
     }
     __syncthreads();
     // The last of the blocks that share a key head to have read the convolution's state may write it. What was read has
     // been used before the barrier, so that no fence is needed.
-    if (last_reader && thread == 0 && token == s.begin) {
+    if (last_reader && thread == 0 && number == 0) {
       readers = atomicInc(&semaphores[key_head * repeat].readers, last_reader);
     }
 
     if (warp == 0) shared.kk = dot<D>(k, k);
     if (warp == 1) shared.qq = dot<D>(q, q);
     if (warp == 2 % warps) shared.kq = dot<D>(k, q);
-    if (warp == 3 % warps) {
-      const Gates gate = make_gates(a_log, dt_bias, b_now, a_now);
-      shared.decay = expf(gate.log_decay), shared.beta = gate.beta;
-    }
     float4 by_k{}, by_q{};
 #pragma unroll
     for (int i = 0; i < rows; i += 4) {
@@ -199,14 +218,20 @@ __device__ void step(const GatedDeltaParams& p) {
       for (int w = 0; w < warps; ++w) sum += shared.partial[thread / C][w][thread % C];
       shared.product[thread / C][thread % C] = sum;
     }
-    const float decay = shared.decay, k_scale = rsqrtf(shared.kk + kL2Eps);
+    const float decay = shared.gates[number % 64].x, k_scale = rsqrtf(shared.kk + kL2Eps);
 #pragma unroll
     for (int i = 0; i < rows; ++i) state[i] = decay * state[i];
     __syncthreads();
 
     const float4 sk = vector_at(&shared.product[0][column]);
-    const float4 d = shared.beta * fma(-decay * k_scale, sk, vector_at(v + column)), scaled_d = k_scale * d;
-    float* to = p.rec_steps ? p.rec_steps + token * state_floats + in_state : rec;
+    const float beta = shared.gates[number % 64].y;
+    const float4 d = beta * fma(-decay * k_scale, sk, vector_at(v + column)), scaled_d = k_scale * d;
+    const auto mix = [&] {
+      const float4 sq = vector_at(&shared.product[1][column]);
+      return rsqrtf((shared.qq + kL2Eps) * D) * fma(shared.kq * k_scale, d, decay * sq);
+    };
+    if (splits > 1 && warp == 0) publish<splits>(semaphores[head], split, number + 1, squares_of<lanes>(mix()));
+    float* to = p.rec_steps ? state_at(p.rec_steps, token) : state_at(p.rec, s.slot);
     const bool is_stored = p.rec_steps || is_last;
 #pragma unroll
     for (int i = 0; i < rows; i += 4) {
@@ -223,13 +248,9 @@ __device__ void step(const GatedDeltaParams& p) {
       if (has_v) own_v.store(steps, other);
     }
 
-    ++epoch;
     if (warp == 0) {
-      const float q_scale = rsqrtf((shared.qq + kL2Eps) * D);
-      const float4 sq = vector_at(&shared.product[1][column]);
-      const float4 o = q_scale * fma(shared.kq * k_scale, d, decay * sq);
-      float squares = sum_over<lanes>(o.x * o.x + o.y * o.y + o.z * o.z + o.w * o.w);
-      squares = sum_over_blocks<splits>(semaphores[head], split, epoch, squares);
+      const float4 o = mix();
+      const float squares = splits > 1 ? collect<splits>(semaphores[head], split, number + 1, is_last) : squares_of<lanes>(o);
       const float scale = rsqrtf(squares / D + p.norm_eps);
       const float4 gate = vector_at(v + C + column);
       const float out[4] = {o.x * scale * gate.x, o.y * scale * gate.y, o.z * scale * gate.z, o.w * scale * gate.w};
@@ -240,9 +261,8 @@ __device__ void step(const GatedDeltaParams& p) {
 
   if (p.rec_steps) {
 #pragma unroll
-    for (int i = 0; i < rows; ++i) vector_at(rec + i * D) = state[i];
+    for (int i = 0; i < rows; ++i) vector_at(state_at(p.rec, s.slot) + i * D) = state[i];
   }
-  if (splits > 1 && thread == 0) semaphores[head].epoch[split] = epoch;
   if (has_v) own_v.store(conv, other);
   if (last_reader) {
     if (thread == 0) shared.is_last_reader = readers == last_reader;

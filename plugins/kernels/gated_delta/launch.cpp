@@ -10,14 +10,17 @@ namespace {
 
 // Dynamic shared memory as laid out in the kernels; rows of a tile are 8 halves longer than their data.
 constexpr int tile_bytes(int width) { return 2 * kChunk * (width + 8); }
-constexpr int carry_bytes(int dim, int warps) {
-  return 3 * (tile_bytes(dim) + tile_bytes(kChunk) + tile_bytes(16 * warps) + 4 * 2 * kChunk);
+constexpr int carry_bytes(int dim, int tiles) {
+  const int stage = tile_bytes(dim) + tile_bytes(kChunk) + tile_bytes(16 * tiles) + 4 * 2 * kChunk;
+  return 3 * stage + tiles * 32 * (dim + 2 * kChunk);
 }
-constexpr int output_bytes(int dim) { return tile_bytes(dim) + 2 * (kChunk * dim + dim * dim) + 4 * (kChunk + dim); }
+constexpr int output_bytes(int dim) { return 2 * tile_bytes(dim) + 2 * dim * dim + 4 * (kChunk + dim); }
 
 const Kernel step_32("gated_delta_step", "gated_delta_step_32");
 const Kernel step_64("gated_delta_step", "gated_delta_step_64");
 const Kernel step_128("gated_delta_step", "gated_delta_step_128");
+const Kernel step_64_split("gated_delta_step", "gated_delta_step_64_split");
+const Kernel step_128_split("gated_delta_step", "gated_delta_step_128_split");
 const Kernel restore("gated_delta_step", "gated_delta_restore");
 const Kernel convolve_64("gated_delta_convolve", "gated_delta_convolve_64");
 const Kernel convolve_128("gated_delta_convolve", "gated_delta_convolve_128");
@@ -25,16 +28,14 @@ const Kernel invert_64("gated_delta_invert", "gated_delta_invert_64");
 const Kernel invert_128("gated_delta_invert", "gated_delta_invert_128");
 const Kernel carry_64_1("gated_delta_carry", "gated_delta_carry_64_1", carry_bytes(64, 1));
 const Kernel carry_64_2("gated_delta_carry", "gated_delta_carry_64_2", carry_bytes(64, 2));
-const Kernel carry_64_4("gated_delta_carry", "gated_delta_carry_64_4", carry_bytes(64, 4));
 const Kernel carry_128_1("gated_delta_carry", "gated_delta_carry_128_1", carry_bytes(128, 1));
 const Kernel carry_128_2("gated_delta_carry", "gated_delta_carry_128_2", carry_bytes(128, 2));
-const Kernel carry_128_4("gated_delta_carry", "gated_delta_carry_128_4", carry_bytes(128, 4));
 const Kernel output_64("gated_delta_output", "gated_delta_output_64", output_bytes(64));
 const Kernel output_128("gated_delta_output", "gated_delta_output_128", output_bytes(128));
 
-const Kernel& carry_kernel(int dim, int warps) {
-  if (dim == 64) return warps == 1 ? carry_64_1 : warps == 2 ? carry_64_2 : carry_64_4;
-  return warps == 1 ? carry_128_1 : warps == 2 ? carry_128_2 : carry_128_4;
+const Kernel& carry_kernel(int dim, int tiles) {
+  if (dim == 64) return tiles == 1 ? carry_64_1 : carry_64_2;
+  return tiles == 1 ? carry_128_1 : carry_128_2;
 }
 
 // What both launchers demand of a shape.
@@ -86,16 +87,25 @@ int64_t carve(const GatedDelta& a, GatedDeltaParams& p) {
   return carver.size();
 }
 
-int launch_chunks(const GatedDelta& a, GatedDeltaParams& p, int warps, Stream stream) {
+int launch_chunks(const GatedDelta& a, GatedDeltaParams& p, int tiles, Stream stream) {
   carve(a, p);
   const int dim = a.value_dim, conv_heads = 2 * a.key_heads + a.value_heads;
-  const unsigned places = chunk_places(a.tokens, a.sequences), heads = a.value_heads, threads = 32 * warps;
-  const Dim3 tiles{unsigned(a.value_heads * dim / (16 * warps)), unsigned(a.sequences)};
+  const unsigned places = chunk_places(a.tokens, a.sequences), heads = a.value_heads;
+  const Dim3 columns{unsigned(a.value_heads * dim / (16 * tiles)), unsigned(a.sequences)};
   int status = (dim == 64 ? convolve_64 : convolve_128).launch({places, unsigned(conv_heads)}, {256}, 0, stream, p);
   if (!status) status = (dim == 64 ? invert_64 : invert_128).launch({places, heads}, {128}, 0, stream, p);
-  if (!status) status = carry_kernel(dim, warps).launch(tiles, {threads}, carry_bytes(dim, warps), stream, p);
+  if (!status) status = carry_kernel(dim, tiles).launch(columns, {128}, carry_bytes(dim, tiles), stream, p);
   if (status) return status;
   return (dim == 64 ? output_64 : output_128).launch({places, heads}, {128}, output_bytes(dim), stream, p);
+}
+
+int launch_steps(const GatedDelta& a, const GatedDeltaParams& p, bool is_split, Stream stream) {
+  const int dim = a.value_dim, splits = is_split ? dim / kSplitColumns : 1;
+  const Kernel& kernel = dim == 32   ? step_32
+                         : dim == 64 ? (is_split ? step_64_split : step_64)
+                                     : (is_split ? step_128_split : step_128);
+  const Dim3 grid{unsigned(a.value_heads / a.key_heads * splits), unsigned(a.key_heads), unsigned(a.sequences)};
+  return kernel.launch(grid, {unsigned(2 * dim)}, 0, stream, p);
 }
 
 }  // namespace
@@ -109,12 +119,17 @@ ORIN_API int64_t orin_gated_delta_workspace(const orin::GatedDelta* a) {
   return orin::choose(*a).is_chunked ? orin::carve(*a, params) : 0;
 }
 
+ORIN_API int64_t orin_gated_delta_semaphores(const orin::GatedDelta* a) {
+  return int64_t(a->sequences) * a->value_heads * sizeof(orin::Semaphore);
+}
+
 ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   using namespace orin;
   if (const int status = check_shape(*a)) return status;
   if (!a->rec_steps != !a->conv_steps) {
     return bad_argument("gated_delta: rec_steps, conv_steps: expected both or none");
   }
+  if (!a->semaphores) return bad_argument("gated_delta: semaphores: expected them");
   if (a->tokens == 0) return kOk;
   GatedDeltaParams params{};
   params.qkvz = a->qkvz, params.ba = a->ba, params.conv_weight = a->conv_weight;
@@ -125,20 +140,13 @@ ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   params.past_lens = static_cast<const int*>(a->past_lens), params.slots = static_cast<const int*>(a->slots);
   params.y = a->y;
   params.rec_steps = static_cast<float*>(a->rec_steps), params.conv_steps = a->conv_steps;
-  params.semaphores = static_cast<unsigned*>(a->semaphores);
+  params.semaphores = static_cast<Semaphore*>(a->semaphores);
   params.tokens = a->tokens, params.sequences = a->sequences;
   params.key_heads = a->key_heads, params.value_heads = a->value_heads, params.norm_eps = a->norm_eps;
   const GatedDeltaChoice choice = choose(*a);
-  if (choice.is_chunked) {
-    if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);
-    return launch_chunks(*a, params, choice.carry_warps, stream);
-  }
-  if (a->value_heads > a->key_heads && !a->semaphores) {
-    return bad_argument("gated_delta: semaphores: expected them where value heads share key heads");
-  }
-  const Kernel& kernel = a->value_dim == 32 ? step_32 : a->value_dim == 64 ? step_64 : step_128;
-  const Dim3 grid{unsigned(a->value_heads / a->key_heads), unsigned(a->key_heads), unsigned(a->sequences)};
-  return kernel.launch(grid, {unsigned(2 * a->value_dim)}, 0, stream, params);
+  if (!choice.is_chunked) return launch_steps(*a, params, choice.is_split, stream);
+  if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);
+  return launch_chunks(*a, params, choice.carry_tiles, stream);
 }
 
 ORIN_API int orin_gated_delta_restore(const orin::GatedDeltaRestore* a, orin::Stream stream) {
@@ -156,8 +164,4 @@ ORIN_API int orin_gated_delta_restore(const orin::GatedDeltaRestore* a, orin::St
                              channels * (kConvTaps - 1) / 8};
   const unsigned blocks = (params.rec_vectors + params.conv_vectors + 255) / 256;
   return restore.launch({blocks, unsigned(a->sequences)}, {256}, 0, stream, params);
-}
-
-ORIN_API int64_t orin_gated_delta_semaphores(const orin::GatedDelta* a) {
-  return int64_t(a->sequences) * a->key_heads * sizeof(unsigned);
 }

@@ -5,7 +5,8 @@
 
 // Shapes in params.h. conv and rec are updated in place. rec_steps and conv_steps (both or none) take the states after
 // each token, for orin_gated_delta_restore; with them a step runs token by token, however long it is.
-// semaphores: zeroed once by the caller, left at zero by every launch; needed when value heads share key heads.
+// semaphores: orin_gated_delta_semaphores bytes, zeroed once by the caller, left at zero by every launch; launches that may
+// run at the same time need their own.
 // The workspace (orin_gated_delta_workspace bytes, 0 for short steps) may hold anything.
 #define ORIN_GATED_DELTA_FIELDS(P, I, F)                                                                           \
   P(qkvz) P(ba) P(conv_weight) P(a_log) P(dt_bias) P(norm) P(conv) P(rec) P(cu_seqlens) P(past_lens) P(slots) P(y) \

@@ -10,12 +10,11 @@ constexpr int kConvTaps = 4;   // width of the convolution; its state holds the 
 constexpr int kSplitColumns = 32;
 constexpr int kMaxSplits = 4;
 
-// What blocks of one launch tell each other about a value head of a sequence. All zero before the first launch; then only
-// the kernels touch it. Every launch leaves the epochs of one entry equal and `readers` zero, so any shapes may share it.
+// What blocks of one launch tell each other about a value head of a sequence. Zero between launches.
 struct Semaphore {
-  unsigned long long squares[2][kMaxSplits];  // of a token by its parity: {epoch, float bits of a piece's sum of squares}
-  unsigned epoch[kMaxSplits];                 // tokens so far, counted by each block for itself
-  unsigned readers;                           // of the convolution's state of a key head, at its first value head
+  // By token's parity, reader, writer: {number of the token in the step, from 1; float bits of a piece's sum of squares}.
+  unsigned long long squares[2][kMaxSplits][kMaxSplits];
+  unsigned readers;  // of the convolution's state of a key head, at its first value head
   unsigned unused[3];
 };
 

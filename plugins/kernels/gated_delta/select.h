@@ -13,15 +13,18 @@ constexpr int kMaxStepTokens = 16;
 
 struct GatedDeltaChoice {
   bool is_chunked;
-  int carry_warps;  // 1, 2 or 4: 16-column tiles of one head's state in a block of the chunked kernel `carry`
+  bool is_split;    // token by token: a head's columns over several blocks, which wait for each other
+  int carry_tiles;  // by chunks: 1 or 2 tiles of 16 columns in a block of the kernel `carry`
 };
 
-// Blocks share what they load among their warps; but first every multiprocessor must have one.
 constexpr GatedDeltaChoice choose_gated_delta(int tokens, int sequences, int value_heads, int dim, bool wants_steps,
                                               const Device& device) {
-  const int tiles = sequences * value_heads * (dim / 16);
-  const int warps = tiles >= 4 * device.sm_count ? 4 : tiles >= 2 * device.sm_count ? 2 : 1;
-  return {!wants_steps && dim >= 64 && tokens > kMaxStepTokens * sequences, warps};
+  // Blocks that wait for each other must all run: at most one per multiprocessor, a quarter of what fits.
+  const int heads = sequences * value_heads;
+  const bool is_split = dim > kSplitColumns && heads * (dim / kSplitColumns) <= device.sm_count;
+  // Two tiles share what their block loads; but first every multiprocessor must have a block.
+  const int carry_tiles = heads * (dim / 16) <= device.sm_count ? 1 : 2;
+  return {!wants_steps && dim >= 64 && tokens > kMaxStepTokens * sequences, is_split, carry_tiles};
 }
 
 // Places for chunks in the workspace, one per block of the grid: see first_place in chunk.cuh. The tokens behind the

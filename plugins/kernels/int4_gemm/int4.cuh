@@ -102,10 +102,53 @@ __device__ __forceinline__ void mma_first(float (&d)[4], const uint32 (&a)[4], c
 
 __device__ __forceinline__ float silu(float v) { return v / (1.f + __expf(-v)); }
 
+// The same in every lane of the warp.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int step = 16; step; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+  return v;
+}
+
+// Of 256 neighbouring columns, 8 per lane of a warp.
+__device__ __forceinline__ float sum_of_squares(const uint4& x) {
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 v = __half22float2(halves((&x.x)[i]));
+    sum += v.x * v.x + v.y * v.y;
+  }
+  return warp_sum(sum);
+}
+
+__device__ __forceinline__ uint4 normalised(const uint4& x, float scale, const float4 (&w)[2]) {
+  const float2 a = __half22float2(halves(x.x)), b = __half22float2(halves(x.y));
+  const float2 c = __half22float2(halves(x.z)), d = __half22float2(halves(x.w));
+  return {bits(__floats2half2_rn(a.x * scale * w[0].x, a.y * scale * w[0].y)),
+          bits(__floats2half2_rn(b.x * scale * w[0].z, b.y * scale * w[0].w)),
+          bits(__floats2half2_rn(c.x * scale * w[1].x, c.y * scale * w[1].y)),
+          bits(__floats2half2_rn(d.x * scale * w[1].z, d.y * scale * w[1].w))};
+}
+
+// The residual of columns `column` (even) and column + 1 of one token, or of the one that swiglu makes of them.
+__device__ __forceinline__ float2 residual_of(const Int4GemmParams& p, int token, int column) {
+  if (!p.residual || column >= p.n || token >= p.tokens) return {};
+  const half* residual = static_cast<const half*>(p.residual);
+  if (p.swiglu) return {__half2float(residual[size_t(token) * (p.n / 2) + column / 2]), 0.f};
+  residual += size_t(token) * p.n + column;
+  if (p.n % 2 == 0) return __half22float2(*reinterpret_cast<const half2*>(residual));
+  return {__half2float(residual[0]), column + 1 < p.n ? __half2float(residual[1]) : 0.f};
+}
+
 // Bias, activation, residual and the store of columns `column` (even) and column + 1 of one token. A skipped row of
 // the output is zero.
-__device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int column, float a, float b) {
+__device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int column, float a, float b,
+                                       float2 residual) {
   if (column >= p.n) return;
+  if (p.is_plain) {
+    half2* y = reinterpret_cast<half2*>(static_cast<half*>(p.y) + size_t(token) * p.n + column);
+    *y = __floats2half2_rn(a + residual.x, b + residual.y);
+    return;
+  }
   const bool has_b = column + 1 < p.n;
   if (p.bias) {
     const half* bias = static_cast<const half*>(p.bias) + column;
@@ -113,39 +156,18 @@ __device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int c
     if (has_b) b += __half2float(bias[1]);
   }
   const bool is_skipped = p.rows && p.rows[token] < 0;
-  const size_t width = p.swiglu ? p.n / 2 : p.n;
-  const size_t at = token * width + (p.swiglu ? column / 2 : column);
-  const half* residual = static_cast<const half*>(p.residual) + at;
-  if (p.swiglu) {
-    a = silu(a) * b;
-    if (p.residual) a += __half2float(residual[0]);
-    if (is_skipped) a = 0.f;
-    if (p.float32_output) {
-      static_cast<float*>(p.y)[at] = a;
-    } else {
-      static_cast<half*>(p.y)[at] = __float2half_rn(a);
-    }
-    return;
-  }
-  const bool is_pair = p.n % 2 == 0;  // an odd n puts every other row off the alignment of pairs
-  if (p.residual) {
-    if (is_pair) {
-      const float2 r = __half22float2(*reinterpret_cast<const half2*>(residual));
-      a += r.x;
-      b += r.y;
-    } else {
-      a += __half2float(residual[0]);
-      if (has_b) b += __half2float(residual[1]);
-    }
-  }
-  if (is_skipped) a = b = 0.f;
+  if (p.swiglu) a = silu(a) * b;
+  a = is_skipped ? 0.f : a + residual.x;
+  b = is_skipped ? 0.f : b + residual.y;
+  const size_t at = p.swiglu ? size_t(token) * (p.n / 2) + column / 2 : size_t(token) * p.n + column;
+  const bool is_pair = p.n % 2 == 0 && !p.swiglu;  // an odd n puts every other row off the alignment of pairs
   if (p.float32_output) {
     float* y = static_cast<float*>(p.y) + at;
     if (is_pair) {
       *reinterpret_cast<float2*>(y) = make_float2(a, b);
     } else {
       y[0] = a;
-      if (has_b) y[1] = b;
+      if (has_b && !p.swiglu) y[1] = b;
     }
   } else {
     half* y = static_cast<half*>(p.y) + at;
@@ -153,8 +175,71 @@ __device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int c
       *reinterpret_cast<half2*>(y) = __floats2half2_rn(a, b);
     } else {
       y[0] = __float2half_rn(a);
-      if (has_b) y[1] = __float2half_rn(b);
+      if (has_b && !p.swiglu) y[1] = __float2half_rn(b);
     }
+  }
+}
+
+__device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int column, float a, float b) {
+  finish(p, token, column, a, b, residual_of(p, token, column));
+}
+
+// The same for eight columns from a multiple of 8, 16 bytes at a time where rows of y are aligned.
+__device__ __forceinline__ void finish_eight(const Int4GemmParams& p, int token, int column, float (&v)[8]) {
+  if (column >= p.n) return;
+  if (p.n % 8) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) finish(p, token, column + i, v[i], v[i + 1]);
+    return;
+  }
+  if (p.bias) {
+    const uint4 bias = *reinterpret_cast<const uint4*>(static_cast<const half*>(p.bias) + column);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 b = __half22float2(halves((&bias.x)[i]));
+      v[2 * i] += b.x;
+      v[2 * i + 1] += b.y;
+    }
+  }
+  const bool is_skipped = p.rows && p.rows[token] < 0;
+  if (p.swiglu) {
+    const size_t at = size_t(token) * (p.n / 2) + column / 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = silu(v[2 * i]) * v[2 * i + 1];
+    if (p.residual) {
+      const uint2 residual = *reinterpret_cast<const uint2*>(static_cast<const half*>(p.residual) + at);
+      const float2 r0 = __half22float2(halves(residual.x)), r1 = __half22float2(halves(residual.y));
+      v[0] += r0.x, v[1] += r0.y, v[2] += r1.x, v[3] += r1.y;
+    }
+    if (is_skipped) v[0] = v[1] = v[2] = v[3] = 0.f;
+    if (p.float32_output) {
+      *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = make_float4(v[0], v[1], v[2], v[3]);
+    } else {
+      *reinterpret_cast<uint2*>(static_cast<half*>(p.y) + at) = {bits(__floats2half2_rn(v[0], v[1])),
+                                                                 bits(__floats2half2_rn(v[2], v[3]))};
+    }
+    return;
+  }
+  const size_t at = size_t(token) * p.n + column;
+  if (p.residual) {
+    const uint4 residual = *reinterpret_cast<const uint4*>(static_cast<const half*>(p.residual) + at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 r = __half22float2(halves((&residual.x)[i]));
+      v[2 * i] += r.x;
+      v[2 * i + 1] += r.y;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = is_skipped ? 0.f : v[i];
+  if (p.float32_output) {
+    float4* y = reinterpret_cast<float4*>(static_cast<float*>(p.y) + at);
+    y[0] = make_float4(v[0], v[1], v[2], v[3]);
+    y[1] = make_float4(v[4], v[5], v[6], v[7]);
+  } else {
+    *reinterpret_cast<uint4*>(static_cast<half*>(p.y) + at) = {
+        bits(__floats2half2_rn(v[0], v[1])), bits(__floats2half2_rn(v[2], v[3])),
+        bits(__floats2half2_rn(v[4], v[5])), bits(__floats2half2_rn(v[6], v[7]))};
   }
 }
 
@@ -164,7 +249,7 @@ __device__ __forceinline__ bool is_last_split(const Int4GemmParams& p, int tile)
   __threadfence();
   __syncthreads();
   __shared__ int arrived;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
     arrived = atomicAdd(p.semaphores + tile, 1);
     if (arrived == p.splits - 1) p.semaphores[tile] = 0;
   }
@@ -188,6 +273,7 @@ __device__ __forceinline__ void keep_partial(const Int4GemmParams& p, int split,
 __device__ __forceinline__ void finish_splits(const Int4GemmParams& p, int token, int column) {
   if (column >= p.n) return;
   float a = 0.f, b = 0.f;
+#pragma unroll 1
   for (int split = 0; split < p.splits; ++split) {
     const float* from = p.partials + (size_t(split) * p.tokens + token) * p.n + column;
     if (p.n % 2 == 0) {

@@ -15,6 +15,13 @@ using namespace orin;
 
 namespace {
 
+// Volatile, or the compiler would load both halves of a stage at once.
+__device__ __forceinline__ uint2 load_words(const char* shared) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];\n" : "=r"(v.x), "=r"(v.y) : "r"(shared_address(shared)));
+  return v;
+}
+
 template <int kM, int kN, int kWarpsM, int kWarpsN, int kStages, int kGroup, bool kZeros>
 class Many {
   using Part = Piece<kGroup>;
@@ -48,10 +55,12 @@ class Many {
     ragged_chunk = p.k % kChunkColumns ? chunks - 1 : -1;
     const int row = token_begin + threadIdx.x / 16;
     my_rows = p.tokens - row;
-    my_x = static_cast<const char*>(p.x) + size_t(row) * 2 * p.k + threadIdx.x % 16 * 16;
-    my_weight = Part(p, stripe_begin + threadIdx.x / 32, 0).weight + 16 * lane;
-    my_scales = Part(p, stripe_begin + threadIdx.x / Part::kGroups, 0).scales + threadIdx.x % Part::kGroups * 16;
-    my_zeros = Part(p, stripe_begin + threadIdx.x / Part::kZeroPairs, 0).zeros + threadIdx.x % Part::kZeroPairs * 8;
+    const uint32 groups = p.k / kGroup;
+    my_x = uint32(row) * 2 * p.k + threadIdx.x % 16 * 16;
+    my_weight = (stripe_begin + threadIdx.x / 32) * 4 * p.k + 16 * lane;
+    my_scales = (stripe_begin + threadIdx.x / Part::kGroups) * 16 * groups + threadIdx.x % Part::kGroups * 16;
+    my_zeros = (stripe_begin + threadIdx.x / Part::kZeroPairs) * 8 * ((groups + 1) / 2) +
+               threadIdx.x % Part::kZeroPairs * 8;
   }
 
   __device__ void run() {
@@ -63,18 +72,17 @@ class Many {
     for (int chunk = chunk_begin, stage = 0; chunk < chunk_end; ++chunk, stage = stage + 1 == kStages ? 0 : stage + 1) {
       cp_async_wait<kStages - 2>();
       __syncthreads();
-      fetch(chunk + kStages - 1, stage == 0 ? kStages - 1 : stage - 1);
-      multiply(chunk, shared + stage * kStageBytes);
+      multiply(chunk, stage);
     }
     cp_async_wait<0>();
     __syncthreads();
     leave_sums();
     __syncthreads();
-    const float* sums = reinterpret_cast<const float*>(shared);
     if (p.splits == 1) {
-      for_each_pair([&](int token, int column, int at) { finish(p, token, column, sums[at], sums[at + 1]); });
+      store();
       return;
     }
+    const float* sums = reinterpret_cast<const float*>(shared);
     for_each_pair([&](int token, int column, int at) {
       keep_partial(p, blockIdx.y, token, column, sums[at], sums[at + 1]);
     });
@@ -107,25 +115,27 @@ class Many {
   __device__ void fetch_tokens(int chunk, char* to) const {
     const int unit = threadIdx.x % 16, row = threadIdx.x / 16;
     const bool is_inside = chunk != ragged_chunk || chunk * kChunkColumns + 8 * unit < p.k;
-    const char* from = my_x + chunk * (2 * kChunkColumns);
+    const char* from = static_cast<const char*>(p.x) + (my_x + chunk * (2 * kChunkColumns));
     to += row * kRowBytes + (unit ^ (row & 1) * 4) * 16;
 #pragma unroll
     for (int i = 0; i < kM; i += kThreads / 16) {
-      cp_async16(to + i * kRowBytes, from + size_t(i) * 2 * p.k, is_inside && i < my_rows);
+      cp_async16(to + i * kRowBytes, from + size_t(i * 2) * p.k, is_inside && i < my_rows);
     }
   }
 
   __device__ void fetch_whole(int chunk, char* to) const {
+    const char* weight = static_cast<const char*>(p.weight) + (my_weight + chunk * 512);
 #pragma unroll
     for (int i = 0; i < kStripes; i += kThreads / 32) {
-      cp_async16(to + i * 512 + 16 * threadIdx.x, my_weight + size_t(i) * 4 * p.k + chunk * 512);
+      cp_async16(to + i * 512 + 16 * threadIdx.x, weight + size_t(i * 4) * p.k);
     }
     to += kWeightBytes;
     if (threadIdx.x < kStripes * Part::kGroups) {  // [stripe][group][row]
-      cp_async16(to + 16 * threadIdx.x, my_scales + chunk * (16 * Part::kGroups));
+      cp_async16(to + 16 * threadIdx.x, static_cast<const char*>(p.scales) + (my_scales + chunk * (16 * Part::kGroups)));
     }
     if (kZeros && threadIdx.x < kStripes * Part::kZeroPairs) {  // [stripe][pair of groups][row]
-      cp_async<8>(to + kScaleBytes + 8 * threadIdx.x, my_zeros + chunk * Part::kGroups / 2 * 8);
+      cp_async<8>(to + kScaleBytes + 8 * threadIdx.x,
+                  static_cast<const char*>(p.zeros) + (my_zeros + chunk * Part::kGroups / 2 * 8));
     }
   }
 
@@ -147,7 +157,9 @@ class Many {
     }
   }
 
-  __device__ void multiply(int chunk, const char* stage) {
+  // Add one chunk. The next copy is started once the tensor cores have work.
+  __device__ void multiply(int chunk, int number) {
+    const char* stage = shared + number * kStageBytes;
     const int row = lane / 4, unit = lane % 4;
     const char* x = stage + (warp_m * kTilesM * 8 + row) * kRowBytes + unit * 16;
     const int stripe = warp_n * kTilesN * 2;
@@ -155,13 +167,13 @@ class Many {
     const half* scales = reinterpret_cast<const half*>(stage + kXBytes + kWeightBytes) + row;
     const unsigned char* zeros =
         reinterpret_cast<const unsigned char*>(stage + kXBytes + kWeightBytes + kScaleBytes) + row;
-    uint2 words[kTilesN * 2];  // half of a stage: the whole would not fit beside the sums of the largest tile
-    half2 scale[kTilesN * 2];
+    uint2 words[2 * kTilesN];  // of half of a stage: all would not fit beside the sums of the largest tile
+    half2 scale[kTilesN];      // of the two stripes of an m16 tile
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       if (w % 2 == 0) {
 #pragma unroll
-        for (int n = 0; n < kTilesN * 2; ++n) words[n] = *reinterpret_cast<const uint2*>(weight + n * 512 + 4 * w);
+        for (int i = 0; i < 2 * kTilesN; ++i) words[i] = load_words(weight + i * 512 + 4 * w);
       }
       uint4 v[kTilesM];
 #pragma unroll
@@ -172,10 +184,14 @@ class Many {
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
         uint32 b[2][4];
+        if (w * 32 % kGroup == 0) {
+          const half* from = scales + ((stripe + 2 * n) * Part::kGroups + group) * 8;
+          scale[n] = __halves2half2(from[0], from[8 * Part::kGroups]);
+        }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int s = 2 * n + i;
-          if (w * 32 % kGroup == 0) scale[s] = __half2half2(scales[((stripe + s) * Part::kGroups + group) * 8]);
+          const half2 both = i ? __high2half2(scale[n]) : __low2half2(scale[n]);
           ZeroPoint zero;
           if (kZeros) {
             const uint32 pair = zeros[((stripe + s) * Part::kZeroPairs + group / 2) * 8];
@@ -183,13 +199,14 @@ class Many {
           }
           dequantise(w % 2 ? words[s].y : words[s].x, zero, b[i]);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) b[i][j] = bits(__hmul2(halves(b[i][j]), scale[s]));
+          for (int j = 0; j < 4; ++j) b[i][j] = bits(__hmul2(halves(b[i][j]), both));
         }
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) mma(sum[m][n], {b[0][0], b[1][0], b[0][1], b[1][1]}, {v[m].x, v[m].y});
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) mma(sum[m][n], {b[0][2], b[1][2], b[0][3], b[1][3]}, {v[m].z, v[m].w});
       }
+      if (w == 0) fetch(chunk + kStages - 1, number == 0 ? kStages - 1 : number - 1);
     }
   }
 
@@ -210,9 +227,23 @@ class Many {
     }
   }
 
+  __device__ void store() const {
+    constexpr int kEights = kN / 8;
+#pragma unroll 2
+    for (int i = threadIdx.x; i < kM * kEights; i += kThreads) {
+      const int row = i / kEights, column = 8 * (i % kEights);
+      if (token_begin + row >= p.tokens) return;
+      const float4* from = reinterpret_cast<const float4*>(shared + (row * kOutStride + column) * 4);
+      const float4 low = from[0], high = from[1];
+      float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      finish_eight(p, token_begin + row, stripe_begin * kStripeRows + column, v);
+    }
+  }
+
   template <typename Body>
   __device__ void for_each_pair(Body body) const {
     constexpr int kPairs = kN / 2;
+#pragma unroll 1
     for (int i = threadIdx.x; i < kM * kPairs; i += kThreads) {
       const int row = i / kPairs, column = 2 * (i % kPairs);
       if (token_begin + row >= p.tokens) return;
@@ -232,7 +263,7 @@ class Many {
   bool is_ragged;    // the tile ends beyond the last row of W
   int ragged_chunk;  // shorter than others; -1 = none
   int my_rows;       // tokens from the first that this thread copies
-  const char *my_x, *my_weight, *my_scales, *my_zeros;  // what this thread copies, at chunk 0
+  uint32 my_x, my_weight, my_scales, my_zeros;  // bytes to what this thread copies, at chunk 0; 4 GiB are enough
   float sum[kTilesM][kTilesN][4] = {};
 };
 

@@ -5,53 +5,35 @@
 
 using namespace orin;
 
-namespace {
-
-constexpr int kSegment = 256;  // columns that one warp sums: cut as in int4_gemm_few.cu, so both paths agree
-
-}  // namespace
-
-// One block of 256 threads per token.
+// One block of 256 threads per token, with the sums of int4_gemm_few.cu: both paths give the same bits.
 extern "C" __global__ void __launch_bounds__(256) int4_gemm_norm_rows(NormRowsParams p) {
-  extern __shared__ float sums[];  // one per segment
-  const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  extern __shared__ float sums[];  // one per segment of 256 columns
+  const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = p.k / 8;
   const int row = p.rows ? p.rows[token] : token;
   uint4* y = reinterpret_cast<uint4*>(static_cast<half*>(p.y) + size_t(token) * p.k);
   if (row < 0) {
-    for (int i = threadIdx.x; i < p.k / 8; i += blockDim.x) y[i] = uint4{0, 0, 0, 0};
+    for (int i = threadIdx.x; i < units; i += blockDim.x) y[i] = uint4{0, 0, 0, 0};
     return;
   }
   const uint4* x = reinterpret_cast<const uint4*>(static_cast<const half*>(p.x) + size_t(row) * p.k);
   if (!p.norm) {
-    for (int i = threadIdx.x; i < p.k / 8; i += blockDim.x) y[i] = x[i];
+    for (int i = threadIdx.x; i < units; i += blockDim.x) y[i] = x[i];
     return;
   }
-  const int segments = (p.k + kSegment - 1) / kSegment;
-  for (int segment = warp; segment < segments; segment += 8) {
-    const int i = segment * (kSegment / 8) + lane;
-    const uint4 v = i < p.k / 8 ? x[i] : uint4{0, 0, 0, 0};
-    float sum = 0.f;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 pair = __half22float2(halves((&v.x)[j]));
-      sum += pair.x * pair.x + pair.y * pair.y;
-    }
-    for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  const int segments = (units + 31) / 32;
+  for (int segment = warp; segment < segments; segment += blockDim.x / 32) {
+    const int i = segment * 32 + lane;
+    const float sum = sum_of_squares(i < units ? x[i] : uint4{0, 0, 0, 0});
     if (lane == 0) sums[segment] = sum;
   }
   __syncthreads();
   float total = 0.f;
-  for (int i = 0; i < segments; ++i) total += sums[i];
-  const float scale = rsqrtf(total / p.k + p.norm_eps);
-  for (int i = threadIdx.x; i < p.k / 8; i += blockDim.x) {
-    uint4 v = x[i];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 pair = __half22float2(halves((&v.x)[j]));
-      const float2 w = *reinterpret_cast<const float2*>(p.norm + 8 * i + 2 * j);
-      (&v.x)[j] = bits(__floats2half2_rn(pair.x * scale * w.x, pair.y * scale * w.y));
-    }
-    y[i] = v;
+  for (int i = lane; i < segments; i += 32) total += sums[i];
+  const float scale = rsqrtf(warp_sum(total) / p.k + p.norm_eps);
+  for (int i = threadIdx.x; i < units; i += blockDim.x) {
+    const float4* norm = reinterpret_cast<const float4*>(p.norm) + 2 * i;
+    const float4 w[2] = {norm[0], norm[1]};
+    y[i] = normalised(x[i], scale, w);
   }
 }
 

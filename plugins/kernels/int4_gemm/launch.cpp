@@ -15,10 +15,13 @@ using namespace int4_gemm;
 
 constexpr int kGroupSizes[] = {32, 64, 128};
 
-#define ORIN_FEW(group, tokens) {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens, kMaxShared}
-const Kernel few[3][2] = {{ORIN_FEW(32, 8), ORIN_FEW(32, 16)},
-                          {ORIN_FEW(64, 8), ORIN_FEW(64, 16)},
-                          {ORIN_FEW(128, 8), ORIN_FEW(128, 16)}};
+#define ORIN_FEW(group, tokens, name) {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens name, kMaxShared}
+#define ORIN_FEW_GROUP(group)                                                 \
+  {{{ORIN_FEW(group, 8, ""), ORIN_FEW(group, 8, "_zeros")},                   \
+    {ORIN_FEW(group, 16, ""), ORIN_FEW(group, 16, "_zeros")}},                \
+   {{ORIN_FEW(group, 8, "_pair"), ORIN_FEW(group, 8, "_pair_zeros")},         \
+    {ORIN_FEW(group, 16, "_pair"), ORIN_FEW(group, 16, "_pair_zeros")}}}
+const Kernel few[3][2][2][2] = {ORIN_FEW_GROUP(32), ORIN_FEW_GROUP(64), ORIN_FEW_GROUP(128)};
 
 #define ORIN_MANY(group, tile, zeros, shared) {"int4_gemm_many", "int4_gemm_many_" #group "_" #tile zeros, shared}
 #define ORIN_MANY_GROUP(group)                                                                           \
@@ -71,12 +74,13 @@ Choice choice_of(const Int4Gemm& a, const Device& device) {
   if (!a.tile) return choose(s, device);
   Choice c;
   c.tile = a.tile - 2;
-  c.splits = std::max(1, std::min(a.splits, num_chunks(s)));
+  c.splits = std::max(1, std::min(a.splits, a.k / kChunkColumns));
   if (c.is_few()) {
     c.blocks = a.blocks ? std::min(a.blocks, num_stripes(s)) : std::min(num_stripes(s), device.sm_count / c.splits);
     c.normalises_first = s.has_norm && (c.splits > 1 || s.k > kMaxFusedNorm);
     arrange_warps(s, device.max_shared_bytes > 200 * 1024 ? kMaxWarps : kMaxWarps / 2, c);
     if (a.warps_n) c.warps_n = a.warps_n;
+    if (a.stripes) c.stripes = std::min(2, a.stripes);
     if (a.warps_k) c.warps_k = std::min(a.warps_k, num_chunks(s) / c.splits);
   } else {
     const Tile& t = kTiles[c.tile];
@@ -105,6 +109,7 @@ Int4GemmParams params_of(const Int4Gemm& a, const Choice& c) {
   p.semaphores = static_cast<int*>(a.semaphores);
   p.tokens = a.tokens, p.n = a.n, p.k = a.k;
   p.swiglu = a.swiglu, p.float32_output = a.float32_output, p.norm_eps = a.norm_eps;
+  p.is_plain = !a.bias && !a.rows && !a.swiglu && !a.float32_output && a.n % 2 == 0;
   p.splits = c.splits, p.warps_n = c.warps_n, p.warps_k = c.warps_k, p.group_m = c.group_m;
   return p;
 }
@@ -113,11 +118,17 @@ int launch_few(const Int4Gemm& a, const Choice& c, Int4GemmParams p, Stream stre
   Shape s = shape_of(a);
   s.has_norm = p.norm != nullptr;
   const FewShared at = few_shared(s, c);
-  p.x_stride = at.x_stride, p.norm_at = at.norm_at, p.sums_at = at.sums_at, p.partial_at = at.partial_at;
-  p.ring_at = at.ring_at;
-  const Kernel& kernel = few[group_index(a.group_size)][a.tokens > 8];
-  const unsigned threads = c.warps_n * c.warps_k * 32;
-  return kernel.launch({unsigned(c.blocks), unsigned(c.splits)}, {threads}, at.bytes, stream, p);
+  p.stripes = num_stripes(s) / c.blocks, p.more_stripes = num_stripes(s) % c.blocks;
+  const int shares = c.splits * c.warps_k, groups = s.k / s.group_size;
+  p.chunks = s.k / kChunkColumns / shares, p.more_chunks = s.k / kChunkColumns % shares;
+  p.has_short_chunk = s.k % kChunkColumns != 0;
+  p.stripe_bytes = 4 * s.k, p.stripe_scale_bytes = 16 * groups, p.stripe_zero_bytes = 8 * ((groups + 1) / 2);
+  p.inverse_k = 1.f / s.k;
+  p.x_share = x_share(s, c);
+  p.x_stride = at.x_stride, p.sums_at = at.sums_at, p.partial_at = at.partial_at;
+  const Kernel& kernel = few[group_index(a.group_size)][c.stripes - 1][a.tokens > 8][a.zeros != nullptr];
+  const Dim3 block{unsigned(c.warps_n * 32), unsigned(c.warps_k)};
+  return kernel.launch({unsigned(c.blocks), unsigned(c.splits)}, block, at.bytes, stream, p);
 }
 
 }  // namespace
@@ -143,8 +154,8 @@ ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count
   const Choice c = choice_of(*a, device);
   const char* norm = c.normalises_first ? ", norm first" : "";
   if (c.is_few()) {
-    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d splits%s", c.warps_n, c.warps_k, c.blocks,
-                  c.splits, norm);
+    std::snprintf(text, sizeof text, "few %dx%d warps of %d stripes, %d blocks, %d splits%s", c.warps_n, c.warps_k,
+                  c.stripes, c.blocks, c.splits, norm);
   } else {
     std::snprintf(text, sizeof text, "many %dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
                   kTiles[c.tile].rows, c.blocks, c.splits, c.group_m, norm);

@@ -25,17 +25,23 @@ struct Int4GemmParams {
   int swiglu;
   int float32_output;
   float norm_eps;
+  int is_plain;       // at most a residual follows, y is float16 and n even
   int x_is_gathered;  // rows of x are in the order of the tokens already
   int splits;   // blocks that share the columns of one output tile
   int warps_n;  // few: warps side by side over stripes
   int warps_k;  // few: warps that share the columns of a stripe
   int group_m;  // many: tiles along the tokens that run together
+  // few: stripes of each block and whole chunks of each warp along k of all splits; the first more_... have one more
+  int stripes, more_stripes;
+  int chunks, more_chunks;
+  int has_short_chunk;  // few: k is no multiple of 128
+  int stripe_bytes, stripe_scale_bytes, stripe_zero_bytes;  // few: of a stripe of 8 rows
+  float inverse_k;
+  int x_share;  // few: 2^x_share warps share a token
   // few: offsets in shared memory, from few_shared() in select.h
   int x_stride;
-  int norm_at;
   int sums_at;
   int partial_at;
-  int ring_at;
 };
 
 struct NormRowsParams {

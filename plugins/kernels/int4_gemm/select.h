@@ -13,8 +13,7 @@ constexpr int kFewTokens = 16;       // most tokens of the path that is limited 
 constexpr int kMaxWarps = 16;        // of a block of that path
 constexpr int kMaxSplits = 16;
 constexpr int kSemaphores = 4096;    // output tiles of a launch that splits columns
-constexpr int kFewDepth = 8;         // as in int4_gemm_few.cu
-constexpr int kMaxFusedNorm = 8192;  // columns; longer rows are normalised by a kernel of their own
+constexpr int kMaxFusedNorm = 8192;  // columns: 32 sums of 256; longer rows are normalised by a kernel of their own
 constexpr int kMaxShared = 160 * 1024;  // of a block: what Orin has, rounded down
 
 struct Shape {
@@ -44,6 +43,7 @@ struct Choice {
   int blocks = 1;
   int splits = 1;
   int warps_n = 1, warps_k = 1;
+  int stripes = 1;  // that a warp of the path for few tokens takes at a time: 1 or 2
   int group_m = 1;
   bool normalises_first = false;  // norm and rows by a kernel of their own, into the workspace
 
@@ -56,21 +56,25 @@ constexpr int num_chunks(const Shape& s) { return ceil_div(s.k, kChunkColumns); 
 
 // Bytes of shared memory of the path for few tokens and where its parts lie.
 struct FewShared {
-  int x_stride, norm_at, sums_at, partial_at, ring_at, bytes;
+  int x_stride, sums_at, partial_at, bytes;
 };
 
 constexpr FewShared few_shared(const Shape& s, const Choice& c) {
-  const int width = ceil_div(num_chunks(s), c.splits) * kChunkColumns;
-  const int groups = kChunkColumns / s.group_size, warps = c.warps_n * c.warps_k;
-  const bool norm = s.has_norm && !c.normalises_first;
+  const int share = ceil_div(s.k / kChunkColumns, c.splits * c.warps_k);  // of a warp
+  const int width = (std::min(s.k / kChunkColumns, share * c.warps_k) + (s.k % kChunkColumns != 0)) * kChunkColumns;
   FewShared at{};
   at.x_stride = 2 * width + 64;  // 64: neighbouring tokens start half of the banks apart
-  at.norm_at = s.tokens * at.x_stride;
-  at.sums_at = at.norm_at + (norm ? 4 * s.k : 0);
-  at.partial_at = at.sums_at + (norm ? 4 * s.tokens * ceil_div(width, 256) + 15 : 0) / 16 * 16;
-  at.ring_at = at.partial_at + (c.warps_k > 1 ? 2 * warps * s.tokens * 32 : 0);
-  at.bytes = at.ring_at + kFewDepth * warps * 32 * (16 + 4 * groups + (s.has_zeros ? 4 * std::max(1, groups / 2) : 0));
+  at.sums_at = s.tokens * at.x_stride;
+  at.partial_at = at.sums_at + (s.has_norm && !c.normalises_first ? 4 * s.tokens * 32 : 0);
+  at.bytes = at.partial_at + (c.warps_k > 1 ? 2 * c.stripes * c.warps_n * c.warps_k * s.tokens * 4 * kStripeRows : 0);
   return at;
+}
+
+// Warps that share a token of the block when tokens are copied and normalised: a power of two.
+constexpr int x_share(const Shape& s, const Choice& c) {
+  int share = 0;
+  while ((2 << share) * s.tokens <= c.warps_n * c.warps_k) ++share;
+  return share;
 }
 
 constexpr int many_shared(const Shape& s, const Tile& tile) {
@@ -79,14 +83,19 @@ constexpr int many_shared(const Shape& s, const Tile& tile) {
          (tile.tokens * 2 * kChunkColumns + stripes * (512 + 16 * groups + 8 * std::max(1, groups / 2)));
 }
 
-// Warps over stripes and over columns that need the fewest steps; of equals, those that share columns least.
+// Warps over stripes and over columns with the shortest time: a step (one chunk of one stripe) of the slowest warp
+// costs about twice what starting one more warp does. Two stripes at a time cost 1.3 steps.
 inline void arrange_warps(const Shape& s, int max_warps, Choice& c) {
-  const int stripes = ceil_div(num_stripes(s), c.blocks), chunks = num_chunks(s) / c.splits;
-  int best = 1 << 30;
-  for (int k = 1; k <= std::min(max_warps, std::max(1, chunks)); ++k) {
-    const int n = std::min(max_warps / k, stripes);
-    const int steps = ceil_div(stripes, n) * ceil_div(num_chunks(s), c.splits * k);
-    if (steps < best) best = steps, c.warps_n = n, c.warps_k = k;
+  const int stripes = ceil_div(num_stripes(s), c.blocks), chunks = ceil_div(num_chunks(s), c.splits);
+  float best = 1e30f;
+  for (int k = 1; k <= std::min(max_warps, chunks); ++k) {
+    for (int at_once = 1; at_once <= std::min(2, stripes); ++at_once) {
+      for (int n = 1; n <= std::min(max_warps / k, ceil_div(stripes, at_once)); ++n) {
+        const int rounds = ceil_div(stripes, n * at_once), steps = rounds * ceil_div(chunks, k);
+        const float cost = 2.f * (at_once == 2 ? 1.3f : 1.f) * steps + n * k + (k > 1 ? 4 : 1) * rounds;
+        if (cost < best) best = cost, c.warps_n = n, c.warps_k = k, c.stripes = at_once;
+      }
+    }
   }
 }
 

@@ -61,28 +61,48 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// 1 / rms of a row of x, by one warp, in every lane.
-__device__ __forceinline__ float inverse_rms(const half* row, int k, float eps) {
+// Sum over a row of x, by warp `share` of `shares`, in every lane. Four loads are in flight, also where the row ends.
+__device__ __forceinline__ float sum_of_squares(const half* row, int k, int share, int shares) {
   float sum = 0.0f;
-  for (int i = 8 * (threadIdx.x % 32); i < k; i += 256) {
-    const uint4 raw = *reinterpret_cast<const uint4*>(row + i);
-    const half2* pairs = reinterpret_cast<const half2*>(&raw);
+  const int stride = 256 * shares;
+  for (int i = 8 * (threadIdx.x % 32 + 32 * share); i < k; i += 4 * stride) {
+    uint4 raw[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float2 v = __half22float2(pairs[j]);
+      raw[j] = i + j * stride < k ? *reinterpret_cast<const uint4*>(row + i + j * stride) : uint4{};
+    }
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const float2 v = __half22float2(reinterpret_cast<const half2*>(raw)[j]);
       sum += v.x * v.x + v.y * v.y;
     }
   }
-  return 1.0f / sqrtf(warp_sum(sum) / float(k) + eps);
+  return warp_sum(sum);
+}
+
+__device__ __forceinline__ float inverse_rms(float squares, int k, float eps) {
+  return 1.0f / sqrtf(squares / float(k) + eps);
+}
+
+// Ask for 128 bytes that will be read soon.
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L1 [%0];\n" ::"l"(from)); }
+
+struct Norm {
+  float2 pairs[4];
+};
+
+__device__ __forceinline__ Norm load_norm(const float* from) {
+  const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+  return {{{a.x, a.y}, {a.z, a.w}, {b.x, b.y}, {b.z, b.w}}};
 }
 
 // Eight values of x times 1/rms times the norm's weight.
-__device__ __forceinline__ uint4 normalised(uint4 raw, const float* norm, float inverse) {
+__device__ __forceinline__ uint4 normalised(uint4 raw, const Norm& norm, float inverse) {
   half2* pairs = reinterpret_cast<half2*>(&raw);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const float2 v = __half22float2(pairs[j]), w = reinterpret_cast<const float2*>(norm)[j];
-    pairs[j] = __floats2half2_rn(v.x * inverse * w.x, v.y * inverse * w.y);
+    const float2 v = __half22float2(pairs[j]);
+    pairs[j] = __floats2half2_rn(v.x * inverse * norm.pairs[j].x, v.y * inverse * norm.pairs[j].y);
   }
   return raw;
 }

@@ -8,10 +8,11 @@
 namespace orin {
 namespace {
 
-// By [int8][more than 8 tokens].
-const Kernel narrow[2][2] = {
-    {{"linear_streamed", "linear_narrow_float16_8"}, {"linear_streamed", "linear_narrow_float16_16"}},
-    {{"linear_streamed", "linear_narrow_int8_8"}, {"linear_streamed", "linear_narrow_int8_16"}}};
+// By [int8], and [more than 8 tokens].
+const Kernel narrow[2] = {{"linear_streamed", "linear_narrow_float16"}, {"linear_streamed", "linear_narrow_int8"}};
+const Kernel middle[2][2] = {
+    {{"linear_streamed", "linear_middle_float16_8"}, {"linear_streamed", "linear_middle_float16_16"}},
+    {{"linear_streamed", "linear_middle_int8_8"}, {"linear_streamed", "linear_middle_int8_16"}}};
 const Kernel wide[2][2] = {
     {{"linear_streamed", "linear_wide_float16_8"}, {"linear_streamed", "linear_wide_float16_16"}},
     {{"linear_streamed", "linear_wide_int8_8"}, {"linear_streamed", "linear_wide_int8_16"}}};
@@ -79,6 +80,15 @@ int run_tiled(LinearParams p, const Linear& a, int size, Stream stream) {
   return bad_argument("linear: no kernel with tiles of %d", size);
 }
 
+int run_streamed(const LinearParams& p, const Linear& a, const LinearChoice& choice, Stream stream) {
+  const bool is_int8 = a.bits == 8, is_high = choice.tokens > 8;
+  const Kernel& kernel = choice.kind == LinearChoice::kNarrow   ? narrow[is_int8]
+                         : choice.kind == LinearChoice::kMiddle ? middle[is_int8][is_high]
+                                                                : wide[is_int8][is_high];
+  const Dim3 grid{unsigned(ceil_div(a.n, choice.columns)), unsigned(ceil_div(a.outputs, choice.tokens))};
+  return kernel.launch(grid, {256}, 0, stream, p);
+}
+
 }  // namespace
 }  // namespace orin
 
@@ -94,25 +104,25 @@ ORIN_API int orin_linear(const orin::Linear* a, orin::Stream stream) {
   if (const int status = check(*a)) return status;
   if (a->outputs == 0) return kOk;
   const auto* rows = static_cast<const int*>(a->rows);
-  const LinearParams p{a->x,
-                       a->weight,
-                       a->scale,
-                       static_cast<const float*>(a->norm),
-                       a->bias,
-                       a->residual,
-                       rows,
-                       rows,
-                       a->y,
-                       a->tokens,
-                       a->outputs,
-                       a->n,
-                       a->k,
-                       a->swiglu,
-                       a->float32_output,
-                       a->norm_eps};
+  LinearParams p{a->x,
+                 a->weight,
+                 a->scale,
+                 static_cast<const float*>(a->norm),
+                 a->bias,
+                 a->residual,
+                 rows,
+                 rows,
+                 a->y,
+                 a->tokens,
+                 a->outputs,
+                 a->n,
+                 a->k,
+                 a->swiglu,
+                 a->float32_output,
+                 a->norm_eps,
+                 0};
   const LinearChoice choice = choose_linear(a->outputs, a->n, device());
-  if (choice.kind == LinearChoice::kTiled) return run_tiled(p, *a, choice.tile, stream);
-  const auto& kernels = choice.kind == LinearChoice::kStreamedWide ? wide : narrow;
-  const Kernel& kernel = kernels[a->bits == 8][a->outputs > 8];
-  return kernel.launch({unsigned(ceil_div(a->n, choice.tile))}, {256}, 0, stream, p);
+  p.block_tokens = choice.tokens;
+  return choice.kind == LinearChoice::kTiled ? run_tiled(p, *a, choice.columns, stream)
+                                             : run_streamed(p, *a, choice, stream);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// OrinLinear for up to 16 tokens: every weight is read once, straight into the registers that the tensor cores take it
-// from, so the kernel is bound by memory.
+// OrinLinear for a few tokens, at most 16 to a block: the weight is read once for them, straight into the registers
+// that the tensor cores take it from, so the kernel is bound by memory.
 //
 // D[16 x 8] += A[16 x 16] B[16 x 8]: A holds tokens, B eight rows of W. The order of K inside a product is free as long
 // as A and B agree. So a lane reads 16 neighbouring bytes of W at a time and feeds them to as many mma as they fill:
@@ -20,7 +20,7 @@ using namespace orin;
 namespace {
 
 constexpr int kThreads = 256, kWarps = 8, kStep = 64;
-constexpr int kSharedBytes = 48 * 1024 - 64;
+constexpr int kSharedBytes = 47 * 1024;
 
 struct Float16 {
   static constexpr int kBytes = 2, kVectors = 2, kPad = 32;
@@ -116,24 +116,41 @@ struct Stream {
   }
 };
 
+// 1 / rms of each token's row of x: with few tokens several warps share a row.
+template <int kTokens>
+__device__ __forceinline__ void measure(const LinearParams& p, int first, int tokens, float (&inverse)[kTokens]) {
+  __shared__ float squares[kTokens][kWarps];
+  const int shares = tokens == 1 ? 8 : tokens == 2 ? 4 : tokens <= 4 ? 2 : 1;
+  const int warp = threadIdx.x / 32, share = warp % shares;
+  for (int i = warp / shares; i < tokens; i += kWarps / shares) {
+    const int row = wanted_row(p.rows, first + i, p.tokens);
+    const float sum =
+        row < 0 ? 0.0f : sum_of_squares(static_cast<const half*>(p.x) + size_t(row) * p.k, p.k, share, shares);
+    if (threadIdx.x % 32 == 0) squares[i][share] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x >= tokens) return;
+  float sum = 0.0f;
+  for (int i = 0; i < shares; ++i) sum += squares[threadIdx.x][i];
+  inverse[threadIdx.x] = inverse_rms(sum, p.k, p.norm_eps);
+}
+
 template <typename Weight, int kTiles, int kWarpsK, int kDepth, int kTokens>
 __device__ void streamed(const LinearParams& p) {
   using Work = Stream<Weight, kTiles, kWarpsK, kDepth, kTokens>;
   __shared__ alignas(16) half x[kSharedBytes / 2];
   __shared__ float inverse[kTokens];
-  const int tokens = p.outputs;
+  const int first = blockIdx.y * p.block_tokens, tokens = min(p.block_tokens, p.outputs - first);
   Work work(p);
 
   bool is_any_wanted = false;
-  for (int i = 0; i < tokens; ++i) is_any_wanted |= wanted_row(p.rows, i, p.tokens) >= 0;
+  for (int i = 0; i < tokens; ++i) is_any_wanted |= wanted_row(p.rows, first + i, p.tokens) >= 0;
   if (is_any_wanted) {
 #pragma unroll
     for (int depth = 0; depth < kDepth; ++depth) work.load(depth, depth);
     if (p.norm) {
-      for (int i = threadIdx.x / 32; i < tokens; i += kWarps) {
-        const int row = wanted_row(p.rows, i, p.tokens);
-        inverse[i] = row < 0 ? 0.0f : inverse_rms(static_cast<const half*>(p.x) + size_t(row) * p.k, p.k, p.norm_eps);
-      }
+      for (int i = 32 * threadIdx.x; i < p.k; i += 32 * kThreads) prefetch(p.norm + i);
+      measure(p, first, tokens, inverse);
     }
     const int most = (kSharedBytes / 2 / tokens - Weight::kPad) / Work::kQuantum * Work::kQuantum;
     const int whole = (p.k + Work::kQuantum - 1) / Work::kQuantum * Work::kQuantum;
@@ -142,15 +159,29 @@ __device__ void streamed(const LinearParams& p) {
     for (int begin = 0; begin < p.k; begin += part) {
       __syncthreads();
       const int length = min(part, whole - begin);
-      for (int i = threadIdx.x; i < tokens * (length / 8); i += kThreads) {
-        const int token = i / (length / 8), k = i % (length / 8) * 8;
-        const int row = wanted_row(p.rows, token, p.tokens);
-        uint4 value{};
-        if (row >= 0 && begin + k < p.k) {
-          value = *reinterpret_cast<const uint4*>(static_cast<const half*>(p.x) + size_t(row) * p.k + begin + k);
-          if (p.norm) value = normalised(value, p.norm + begin + k, inverse[token]);
+      // A thread stays at its columns, so that it reads the norm's weight once for all tokens.
+      const int vectors = length / 8, lanes = min(vectors, kThreads);
+      for (int k = 8 * (threadIdx.x % lanes); k < length; k += 8 * lanes) {
+        Norm norm;
+        const bool is_inside = begin + k < p.k;
+        if (p.norm && is_inside) norm = load_norm(p.norm + begin + k);
+        const int apart = kThreads / lanes;
+        for (int token = threadIdx.x / lanes; token < tokens; token += 4 * apart) {
+          uint4 values[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int at = token + i * apart, row = at < tokens ? wanted_row(p.rows, first + at, p.tokens) : -1;
+            const half* from = static_cast<const half*>(p.x) + size_t(row) * p.k + begin + k;
+            values[i] = row >= 0 && is_inside ? *reinterpret_cast<const uint4*>(from) : uint4{};
+          }
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int at = token + i * apart;
+            if (at >= tokens) break;
+            if (p.norm && is_inside) values[i] = normalised(values[i], norm, inverse[at]);
+            *reinterpret_cast<uint4*>(x + at * stride + k) = values[i];
+          }
         }
-        *reinterpret_cast<uint4*>(x + token * stride + k) = value;
       }
       __syncthreads();
       const half* mine = x + work.group * stride + kStep * work.along_k + work.quarter * (16 / Weight::kBytes);
@@ -168,8 +199,8 @@ __device__ void streamed(const LinearParams& p) {
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
     const int column = work.column + 8 * tile + 2 * work.quarter;
-    finish(p, work.group, column, work.sums[tile][0], work.sums[tile][1]);
-    if (kTokens == 16) finish(p, work.group + 8, column, work.sums[tile][2], work.sums[tile][3]);
+    if (work.group < tokens) finish(p, first + work.group, column, work.sums[tile][0], work.sums[tile][1]);
+    if (work.group + 8 < tokens) finish(p, first + work.group + 8, column, work.sums[tile][2], work.sums[tile][3]);
   }
 }
 
@@ -180,10 +211,12 @@ __device__ void streamed(const LinearParams& p) {
     streamed<Weight, kTiles, kWarpsK, kDepth, kTokens>(p);                         \
   }
 
-STREAMED(linear_narrow_float16_8, Float16, 1, 8, 2, 8)
-STREAMED(linear_narrow_float16_16, Float16, 1, 8, 2, 16)
-STREAMED(linear_narrow_int8_8, Int8, 1, 8, 2, 8)
-STREAMED(linear_narrow_int8_16, Int8, 1, 8, 2, 16)
+STREAMED(linear_narrow_float16, Float16, 1, 8, 2, 8)
+STREAMED(linear_narrow_int8, Int8, 1, 8, 2, 8)
+STREAMED(linear_middle_float16_8, Float16, 2, 4, 2, 8)
+STREAMED(linear_middle_float16_16, Float16, 2, 4, 2, 16)
+STREAMED(linear_middle_int8_8, Int8, 2, 4, 2, 8)
+STREAMED(linear_middle_int8_16, Int8, 2, 4, 2, 16)
 STREAMED(linear_wide_float16_8, Float16, 2, 1, 2, 8)
 STREAMED(linear_wide_float16_16, Float16, 2, 1, 2, 16)
 STREAMED(linear_wide_int8_8, Int8, 2, 1, 4, 8)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// OrinLinear for more than 16 tokens: blocks of kTile x kTile values of y on tensor cores, K in steps of 64 through a
+// OrinLinear for many tokens: blocks of kTile x kTile values of y on tensor cores, K in steps of 64 through a
 // ring of stages in shared memory.
 //
 // A stage holds kTile rows of x and kTile rows of W, 64 halves = 128 bytes = eight 16-byte chunks each. Chunk c of row
@@ -189,10 +189,11 @@ extern "C" __global__ void linear_norm(LinearNormParams p) {
   const int row = wanted_row(p.rows, output, p.tokens);
   const half* x = static_cast<const half*>(p.x) + size_t(row < 0 ? 0 : row) * p.k;
   half* y = static_cast<half*>(p.y) + size_t(output) * p.k;
-  const float inverse = row < 0 ? 0.0f : inverse_rms(x, p.k, p.norm_eps);
+  const float inverse = row < 0 ? 0.0f : inverse_rms(sum_of_squares(x, p.k, 0, 1), p.k, p.norm_eps);
+#pragma unroll 4
   for (int i = 8 * (threadIdx.x % 32); i < p.k; i += 256) {
     uint4 value{};
-    if (row >= 0) value = normalised(*reinterpret_cast<const uint4*>(x + i), p.norm + i, inverse);
+    if (row >= 0) value = normalised(*reinterpret_cast<const uint4*>(x + i), load_norm(p.norm + i), inverse);
     *reinterpret_cast<uint4*>(y + i) = value;
   }
 }

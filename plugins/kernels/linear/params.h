@@ -20,6 +20,7 @@ struct LinearParams {
   int swiglu;
   int float32_output;
   float norm_eps;
+  int block_tokens;  // of one block of a streamed kernel
 };
 
 struct LinearNormParams {

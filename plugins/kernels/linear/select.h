@@ -8,29 +8,38 @@
 
 namespace orin {
 
-// The tallest product of the kernels that only stream the weight: the 16 rows of one mma tile. Above it the tiled
-// kernels read the weight once per block of tokens and are bound by arithmetic.
+// The tallest product that is streamed: the rows of one mma tile. Where tiles would leave most of the GPU idle, taller
+// ones are too; the weight is then read several times, from the L2 cache.
 constexpr int kMostStreamedTokens = 16;
+constexpr int kMostStreamedTokensOfSmall = 64;
 
 struct LinearChoice {
-  // Streamed: 8 columns of y per block and all its warps along K, for matrices too small to fill the GPU otherwise, or
-  // 128 columns with little of K per warp. Tiled: blocks of tile x tile values of y.
-  enum Kind : int { kStreamedNarrow, kStreamedWide, kTiled } kind;
-  int tile;  // columns of y of one block; for kTiled also its tokens
+  // Streamed: 8, 32 or 128 columns of y per block, with 8, 4 or 1 warps along K. Tiled: tile x tile values of y per
+  // block.
+  enum Kind : int { kNarrow, kMiddle, kWide, kTiled } kind;
+  int columns;  // of y, of one block
+  int tokens;   // of one block
 };
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+constexpr int num_tiles(int outputs, int n, int tile) { return ceil_div(outputs, tile) * ceil_div(n, tile); }
+
 constexpr LinearChoice choose_linear(int outputs, int n, const Device& device) {
-  if (outputs <= kMostStreamedTokens) {
-    // Wide blocks must come to two for each SM, or SMs would idle while others stream.
-    if (ceil_div(n, 128) >= 2 * device.sm_count) return {LinearChoice::kStreamedWide, 128};
-    return {LinearChoice::kStreamedNarrow, 8};
+  const int sms = device.sm_count;
+  const bool is_small = outputs <= kMostStreamedTokensOfSmall && 4 * num_tiles(outputs, n, 32) < sms;
+  if (outputs <= kMostStreamedTokens || is_small) {
+    // The wider the block, the fewer times x is normalised; but every SM must get one.
+    const int height = outputs > 8 ? 16 : 8;
+    if (ceil_div(n, 128) >= 2 * sms) return {LinearChoice::kWide, 128, height};
+    if (ceil_div(n, 32) >= sms) return {LinearChoice::kMiddle, 32, height};
+    return {LinearChoice::kNarrow, 8, ceil_div(n, 8) * ceil_div(outputs, 4) <= sms ? 4 : 8};
   }
   for (int tile : {128, 64}) {
-    if (ceil_div(outputs, tile) * ceil_div(n, tile) >= device.sm_count) return {LinearChoice::kTiled, tile};
+    // A quarter of the SMs may idle: half the tile would read twice as much. Half the tile must not be padding.
+    if (2 * outputs > tile && 4 * num_tiles(outputs, n, tile) >= 3 * sms) return {LinearChoice::kTiled, tile, tile};
   }
-  return {LinearChoice::kTiled, 32};
+  return {LinearChoice::kTiled, 32, 32};
 }
 
 }  // namespace orin

@@ -3,6 +3,7 @@
 
 #include "common/status.h"
 #include "kernels/sampling/params.h"
+#include "kernels/sampling/select.h"
 
 namespace orin {
 namespace {
@@ -86,9 +87,10 @@ ORIN_API int orin_sampling(const orin::Sampling* a, orin::Stream stream) {
                          a->rows,
                          a->vocab,
                          parts(*a),
+                         sampling_blocks(a->rows, parts(*a), device()),
                          a->max_biases,
                          a->max_logprobs};
-  const Dim3 grid{unsigned(p.parts), unsigned(p.rows)};
+  const Dim3 grid{unsigned(p.blocks), unsigned(p.rows)};
   if (const int status = survey.launch(grid, {kSamplingThreads}, 0, stream, p)) return status;
   return draw.launch(grid, {kSamplingThreads}, 0, stream, p);
 }

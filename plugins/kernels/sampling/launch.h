@@ -16,12 +16,20 @@
 //   top_ids int32, top_logprobs float32 [rows, max_logprobs]: the slot's num_logprobs most likely; others untouched
 //   counters  orin_sampling_counters() bytes that the caller zeroes once; the kernels leave them zero
 //   workspace orin_sampling_workspace() bytes, aligned to 16; contents mean nothing
-#define ORIN_SAMPLING_FIELDS(P, I, F)                                                                          \
-  P(logits)                                                                                                    \
-  P(slots)                                                                                                     \
-  P(past_lens) P(cu_seqlens) P(logit_rows) P(settings) P(counts) P(bias_ids) P(bias_values) P(mask) P(tokens)  \
-      P(logprobs) P(errors) P(top_ids) P(top_logprobs) P(counters) P(workspace) I(rows) I(vocab) I(max_biases) \
-          I(max_logprobs)
+#define ORIN_SAMPLING_FIELDS(P, I, F) \
+  P(logits)                           \
+  P(slots)                            \
+  P(past_lens)                        \
+  P(cu_seqlens)                       \
+  P(logit_rows)                       \
+  P(settings)                         \
+  P(counts)                           \
+  P(bias_ids)                         \
+  P(bias_values)                      \
+  P(mask)                             \
+  P(tokens)                           \
+  P(logprobs)                         \
+  P(errors) P(top_ids) P(top_logprobs) P(counters) P(workspace) I(rows) I(vocab) I(max_biases) I(max_logprobs)
 
 ORIN_ABI(Sampling, sampling, ORIN_SAMPLING_FIELDS)
 

@@ -8,11 +8,12 @@
 //   num_biases        entries in use of the slot's row of bias_ids and bias_values
 //   num_logprobs      most likely tokens to report, at most max_logprobs
 //   is_constrained    1: only tokens whose bit of the slot's row of `mask` is set may be chosen
-#define ORIN_SAMPLING_SLOT_FIELDS(D, U, I)                                                               \
-  D(temperature)                                                                                         \
-  D(top_p)                                                                                               \
-  D(min_p) D(repetition_penalty) D(presence_penalty) D(frequency_penalty) U(seed) I(top_k) I(num_biases) \
-      I(num_logprobs) I(is_constrained)
+#define ORIN_SAMPLING_SLOT_FIELDS(D, U, I) \
+  D(temperature)                           \
+  D(top_p)                                 \
+  D(min_p)                                 \
+  D(repetition_penalty)                    \
+  D(presence_penalty) D(frequency_penalty) U(seed) I(top_k) I(num_biases) I(num_logprobs) I(is_constrained)
 
 namespace orin {
 
@@ -38,13 +39,17 @@ struct Survey {
   int bad;          // lowest id with a logit that is not finite, or 2^31 - 1
   float high, low;  // best score, and the lowest id that has it
   int id;
+  float raw;  // that token's logit
 };
 
 // What the first kernel leaves to the second.
 struct SamplingRow {
   float raw_max, log_sum;
   float high, low;  // best score
-  int is_drawn;     // 0: the row's token stands already
+  float by, rest;   // 16 / temperature as a sum
+  float least;      // log(min_p)
+  float floor;      // exp of the best token's Gumbel number: what another token must beat
+  int slot;         // -1: the row's token stands already
 };
 
 // A row's tokens by score, best first; bin of a token: see sampling.cu.
@@ -73,12 +78,13 @@ struct SamplingParams {
   float* top_logprobs;           // [rows, max_logprobs]
   unsigned* counters;            // [2, rows], zero between launches
   SamplingRow* states;           // [rows]
-  Survey* surveys;               // [rows, parts]
+  Survey* surveys;               // [rows, blocks]
   uint64* tops;                  // [rows, parts, max_logprobs]
   SamplingBins* bins;            // [rows]
   int rows;
   int vocab;
   int parts;
+  int blocks;  // of one row
   int max_biases;
   int max_logprobs;
 };

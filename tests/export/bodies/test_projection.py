@@ -29,6 +29,11 @@ def test_all_options_at_once(kind: str, dtype: Any) -> None:
     one_node.assert_agrees(op_cases.projection(11, kind, dtype, options="nbrsp"))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_all_options_and_columns(dtype: Any) -> None:
+    one_node.assert_agrees(op_cases.projection(15, "int4", dtype, options="znbrspc"))
+
+
 @KINDS
 @pytest.mark.parametrize("tokens", [1, 4, 40])
 def test_activations_stay_in_float32(kind: str, tokens: int) -> None:

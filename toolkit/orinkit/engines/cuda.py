@@ -192,7 +192,7 @@ class CudaContext:
         self._received = self._gpu.pinned((rows, vocab), np.float32)
         addresses = {name: self._inputs.address + 4 * start for name, start in self._starts.items()}
         addresses |= caches.addresses | {"logits": self._logits.address}
-        self._launches, self._counters = _plan(engine, profile, caches, addresses, rows)
+        self.launches, self._counters = _plan(engine, profile, caches, addresses, rows)
 
     @property
     def profile(self) -> Profile:
@@ -214,7 +214,7 @@ class CudaContext:
 
     def enqueue(self, shape: StepShape) -> None:
         """Enqueue the launches of a step whose inputs lie in device memory already."""
-        for launch in self._launches:
+        for launch in self.launches:
             launch.set(shape)
             self._library.launch(launch.launcher, launch.arguments, self._gpu.stream)
 
