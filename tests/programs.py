@@ -10,7 +10,7 @@ import shutil
 import string
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,9 @@ def finish(folder: Path) -> Bundle:
     return build(plan.read(folder / "recipe.yaml"), target.read(TARGET), folder / "out")
 
 
-def write_recipe(path: Path, **changes: Any) -> Path:
-    """`PLAIN` with changes at its top level, as a file."""
-    path.write_text(yaml.safe_dump(PLAIN | changes), encoding="utf-8")
+def write_recipe(path: Path, base: Mapping[str, Any] = PLAIN, **changes: Any) -> Path:
+    """A recipe with changes at its top level, as a file."""
+    path.write_text(yaml.safe_dump({**base, **changes}), encoding="utf-8")
     return path
 
 
@@ -112,7 +112,7 @@ def small_desk(folder: Path) -> Path:
     tokenizer = tokenizers.Tokenizer(models.BPE(characters, []))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.save(str(path / "tokenizer.json"))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(SMALL), encoding="utf-8")
+    write_recipe(folder / "recipe.yaml", SMALL)
     return folder
 
 

@@ -120,7 +120,7 @@ def test_both_programs_inspect(demo_bundle: Path, bundle: Bundle) -> None:
 def test_verify_prints_numbers_and_passes(demo_bundle: Path, bundle: Bundle) -> None:
     lines = succeed("orin-export", "verify", demo_bundle).splitlines()
     found = {name: float(value) for name, value in (line.split(": ") for line in lines)}
-    assert found.keys() == bundle.manifest.report.keys()
+    assert found.items() <= bundle.manifest.report.items()
     assert 0 < found["kl_mean"] < KL_INT4
     assert found["kl_mean"] <= found["kl_max"]
     assert found["positions"] == sum(len(case.prompt_tokens + case.tokens) for case in bundle.manifest.golden)

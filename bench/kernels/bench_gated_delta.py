@@ -102,7 +102,7 @@ def measure(kernels: KernelLibrary, stream: gpu.Stream) -> Iterator[dict[str, An
     bandwidth = copy_bandwidth(stream)
     yield {"case": "device copy", "bytes_per_second": bandwidth}
     for heads in (QWEN_SMALL, QWEN_MIDDLE):
-        for batch, tokens in ((1, 1), (8, 1), (32, 1), (1, 2), (1, 4), (1, 8), (1, 16)):
+        for batch, tokens in ((1, 1), (8, 1), (32, 1), (1, 2), (1, 4), (1, 8), (1, 12)):
             time = decode_chain(kernels, stream, heads, batch, tokens)
             moved = batch * heads.value * heads.dim * heads.dim * 4 * 2
             yield {

@@ -55,9 +55,9 @@ class Quality:
     """Positions by their KL divergence: below EDGES[0], between each two edges, from the last one on."""
 
     def report(self) -> dict[str, float]:
-        """The numbers that a manifest keeps."""
-        numbers = {name: value for name, value in vars(self).items() if name != "histogram"}
-        return {f"quality_{name}": float(f"{float(value):.4g}") for name, value in numbers.items()}
+        """The numbers that a manifest keeps, rounded so far that the order of sums does not show."""
+        numbers = {f"quality_{name}": value for name, value in vars(self).items() if name != "histogram"}
+        return {name: float(f"{value:.3g}" if isinstance(value, float) else value) for name, value in numbers.items()}
 
 
 class _Softmax:

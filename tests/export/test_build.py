@@ -8,14 +8,42 @@ from pathlib import Path
 
 import pytest
 
-from mistakes import UP, Act, edited, recipe, weight
+from mistakes import Act, edited, weight
 from orinkit import target
 from orinkit.bundle import Bundle, generate, load_keys
 from orinkit.errors import OrinError, VerificationError
 from orinkit.ops import VERSIONS
 from orinkit_export import plan, verify
 from orinkit_export.build import build
-from programs import BUILD, ENVIRONMENT, ROOT, TARGET, content, desk, finish, is_tidy, listing, run, succeed
+from programs import (
+    BUILD,
+    ENVIRONMENT,
+    ROOT,
+    SMALL,
+    TARGET,
+    content,
+    finish,
+    is_tidy,
+    listing,
+    run,
+    small_desk,
+    succeed,
+    write_recipe,
+)
+
+LAYER = "model.language_model.layers.0"
+RTN = {"method": "rtn", "group_size": 32}
+
+
+def recipe(**changes: object) -> Act:
+    """The recipe of every test here, with changes at its top level."""
+    return lambda folder: write_recipe(folder / "recipe.yaml", SMALL, **{"quantise": RTN, **changes})
+
+
+def desk(folder: Path) -> Path:
+    """A folder with that recipe and its checkpoint."""
+    recipe()(small_desk(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +126,10 @@ def test_a_finished_stage_is_used_again(undisturbed: Path, replacing: Path, caps
 CHANGES: dict[str, Act] = {
     "name": recipe(name="other"),
     "capacity": recipe(shapes={"capacity": 128, "slots": 2, "chunk": 32}),
-    "format": recipe(quantise={"method": "rtn", "head": "int8"}),
+    "format": recipe(quantise=RTN | {"head": "int8"}),
     "golden": recipe(golden={"prompts": ["ROMEO:"], "tokens": 3}),
-    "weights": weight(UP, 0.5, (0, 0)),
-    "end tokens": edited("generation_config.json", lambda data: data.update(eos_token_id=7)),
+    "weights": weight(f"{LAYER}.mlp.up_proj.weight", 0.5, (0, 0)),
+    "end tokens": edited("config.json", lambda data: data["text_config"].update(eos_token_id=7)),
 }
 
 
@@ -138,8 +166,8 @@ def test_a_link_to_a_folder_stays_a_link(built: Path) -> None:
 
 
 FAILURES: dict[str, Act] = {
-    "model": weight(UP, float("nan"), 0),
-    "verify": weight("model.layers.0.input_layernorm.weight", 3e4),
+    "model": weight(f"{LAYER}.mlp.up_proj.weight", float("nan"), 0),
+    "verify": weight(f"{LAYER}.input_layernorm.weight", 3e6),
 }
 
 

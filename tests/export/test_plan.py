@@ -15,7 +15,7 @@ from orinkit_export import plan, safetensors
 from orinkit_export.build import build
 from orinkit_export.checkpoint import WEIGHTS
 from orinkit_export.plan import Plan
-from programs import CHECKPOINT, DEMO, TARGET, desk, listing, tensors, write_recipe
+from programs import CHECKPOINT, DEMO, TARGET, desk, listing, small_desk, tensors, write_recipe
 
 
 @pytest.fixture
@@ -45,6 +45,33 @@ def test_the_plan_of_the_demo() -> None:
     assert planned.spec.eos == (4095, 4093)
     assert planned.tokenizer.decode(planned.tokenizer.encode("ROMEO:", 64)) == "ROMEO:"
     assert planned.unused() == {}
+
+
+def test_weights_that_embedding_and_head_share_count_once(tmp_path: Path) -> None:
+    demo, untied = plan.read(DEMO), plan.read(small_desk(tmp_path) / "recipe.yaml")
+    assert (demo.spec.tied, demo.parameters()) == (True, 5_526_680)
+    opened = untied.checkpoint
+    unused = opened.unused({name for weight in untied.stored() for name in weight.sources})
+    assert not untied.spec.tied
+    assert untied.parameters() == sum(np.prod(opened.shape(name)) for name in opened.names - set(unused))
+
+
+@pytest.mark.parametrize(("embedding", "stored"), [("float16", "head.weight"), ("int4", "embedding.weight")])
+def test_the_head_is_found_whether_it_is_stored_or_shared(embedding: str, stored: str, folder: Path) -> None:
+    recipe(quantise={"method": "rtn", "embedding": embedding})(folder)
+    assert read(folder).head().name == stored
+
+
+def test_evaluation_sequences_are_no_longer_than_the_capacity(folder: Path) -> None:
+    recipe(evaluation={"sequences": 3, "tokens": 512})(folder)
+    assert read(folder).evaluation_ids().shape == (3, 64)
+
+
+def test_an_evaluation_text_of_ones_own_lies_beside_the_recipe(folder: Path) -> None:
+    file("mine.txt", "To be, or not to be. " * 9)(folder)
+    recipe(evaluation={"text": "mine.txt", "sequences": 1, "tokens": 16})(folder)
+    planned = read(folder)
+    assert planned.tokenizer.decode(planned.evaluation_ids()[0].tolist()).startswith("To be, or not to be. To be")
 
 
 def test_sizes_are_those_of_the_bundle(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def check(case: Case, kernels: KernelLibrary, stream: Any) -> None:
 
 
 @pytest.mark.parametrize("past", [0, 5])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 8, 16, 17, 63, 64, 65, 127, 128, 129, 192, 193, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 8, 12, 13, 32, 33, 63, 64, 65, 127, 128, 129, 192, 193, 300])
 def test_lengths_around_every_edge(tokens: int, past: int, kernels: KernelLibrary, stream: Any) -> None:
     check(step(tokens, Heads(1, 2), [Row(tokens, past, 1)]), kernels, stream)
 

@@ -7,7 +7,7 @@ import pytest
 
 from orinkit import config, recipe
 from orinkit.errors import ConfigError
-from orinkit.recipe import Calibration, Golden, Quantise, Recipe, Shapes, Source
+from orinkit.recipe import Bounds, Calibration, Evaluation, Golden, Quantise, Recipe, Shapes, Source
 
 DATA = Path(__file__).parents[1] / "data"
 INVALID = sorted(DATA.glob("invalid_recipe_*.yaml"))
@@ -35,6 +35,7 @@ def test_what_a_recipe_may_leave_out() -> None:
         quantise=Quantise(method="awq+gptq", group_size=128, head="int4", embedding="float16", gated_delta="int4"),
         activations="float16",
         calibration=Calibration(text=None, sequences=128, tokens=512),
+        evaluation=Evaluation(text=None, sequences=8, tokens=512, bounds=Bounds(None, None, None)),
         golden=Golden(),
     )
 

@@ -25,7 +25,7 @@ _LARGEST = 15
 
 def parse(settings: Mapping[str, Any]) -> Format:
     """The format that a quantization_config describes. Raises CheckpointError."""
-    named = expect(settings, "checkpoint_format", settings.get("format", "gptq"), "gptq", "gptq_v2")
+    named = expect(settings, "checkpoint_format", settings.get("format") or "gptq", "gptq", "gptq_v2")
     expect(settings, "is_marlin_format", False, False)
     expect(settings, "bits", None, 4)
     return Gptq(is_v1=named == "gptq", is_symmetric=settings.get("sym") is True)

@@ -245,7 +245,7 @@ __device__ __forceinline__ void fetch(const CacheHead& cache, void* to, int posi
 #pragma unroll
     for (int i = 0; i < kRows; i += kStep) cp_async16(target + i * kStride, from + i * kBytes);
   } else {
-#pragma unroll 4
+#pragma unroll(kRows > kDecodeKeys ? 1 : 4)  // prefill has no registers left for more at a time
     for (int i = 0; i < kRows; i += kStep) {
       const int source = cache_row(row + first + i, capacity);
       const int held = position + first + i;

@@ -60,6 +60,8 @@ struct Work {
   Sequence s;
   int kv_head;
   int first_row;
+  int first_seen;  // position of the first row's own key, which all rows see unless a window ends before it
+  int last_seen;   // and of the last row's
   bool exists;
 };
 
@@ -101,6 +103,8 @@ __device__ __forceinline__ Work find_work(const AttentionParams& p, int rows) {
     tile -= here;
   }
   work.kv_head = unit % p.kv_heads;
+  work.first_seen = work.s.past + token_of(p, work.first_row);
+  work.last_seen = work.s.past + min(work.s.tokens - 1, token_of(p, work.first_row + rows - 1));
   work.exists = true;
   return work;
 }
@@ -311,15 +315,13 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
   char* const fetched_keys = reinterpret_cast<char*>(kInt8 ? values + kKeys * T::kStride : keys);
   char* const fetched_values = kInt8 ? fetched_keys + kKeys * (D + 4) : reinterpret_cast<char*>(values);
 
-  const int first_seen = s.past + token_of(p, work.first_row);  // own position of the first row
-  const int last_seen = s.past + min(s.tokens - 1, token_of(p, work.first_row + T::kRows - 1));
-  const int oldest = p.window ? max(s.oldest, first_seen - p.window + 1) : s.oldest;
   const auto fetch_tile = [&](bool is_value, char* to, int position) {
     fetch<D, kInt8, kKeys, T::kThreads>(caches[is_value], to, position, cache_row(position, p.capacity), s.oldest, s.length, p.capacity,
                                      threadIdx.x);
     cp_async_commit();
   };
 
+  const int oldest = p.window ? max(s.oldest, work.first_seen - p.window + 1) : s.oldest;
   int position = oldest / kKeys * kKeys;
   fetch_tile(false, fetched_keys, position);
   load_queries<T>(p, work, queries, warp_row);
@@ -327,7 +329,7 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
 #pragma unroll
   for (int m = 0; m < T::kM; ++m) state.m[m][0] = state.m[m][1] = kFloor;
 
-  for (; position <= last_seen; position += kKeys) {
+  for (; position <= work.last_seen; position += kKeys) {
     cp_async_wait<0>();
     __syncthreads();  // the keys are there, and everybody is done with the values
     fetch_tile(true, fetched_values, position);
@@ -347,8 +349,8 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
         }
       }
     }
-    const bool is_edge = position + kKeys > first_seen + 1 || position < s.oldest ||
-                         (p.window && position < last_seen - p.window + 1);
+    const bool is_edge = position + kKeys > work.first_seen + 1 || position < s.oldest ||
+                         (p.window && position < work.last_seen - p.window + 1);
     if (is_edge) {
 #pragma unroll
       for (int m = 0; m < T::kM; ++m) {
@@ -369,7 +371,7 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
     }
     cp_async_wait<0>();
     __syncthreads();  // the values are there, and everybody is done with the keys
-    if (position + kKeys <= last_seen) fetch_tile(false, fetched_keys, position + kKeys);
+    if (position + kKeys <= work.last_seen) fetch_tile(false, fetched_keys, position + kKeys);
     if (kInt8) {
       dequantise<D, kKeys, T::kThreads>(fetched_values, values, threadIdx.x);
       __syncthreads();

@@ -12,8 +12,8 @@
 //   o = exp(G) (q S) + tril(q k^T * E) delta
 //   S = exp(G_last) S + k^T (exp(G_last - G) delta)
 //
-// This is the chunked form of Yang et al. 2024 with u - w S = T (v - exp(G) k S) left as one product: one matrix less to
-// make and to store, and what is rounded to float16 is the residual r, not the two large terms of a difference.
+// This is the chunked form of Yang et al. 2024 with u - w S = T (v - exp(G) k S) left as one product: one matrix less
+// to make and to store, and what is rounded to float16 is the residual r, not the two large terms of a difference.
 // Operands of the products are float16; sums, gates, the diagonal of the inverse and the state itself float32. G falls
 // monotonically, so no exponent is ever positive.
 //
@@ -59,8 +59,8 @@ __device__ __forceinline__ Chunk chunk_at(const GatedDeltaParams& p, int place) 
   return {place, 0, 0, -1, true, true};
 }
 
-// A tile in shared memory. Rows are 16 bytes longer than their data, so that eight rows of one column, as ldmatrix reads
-// them, lie in different banks.
+// A tile in shared memory. Rows are 16 bytes longer than their data, so that eight rows of one column, as ldmatrix
+// reads them, lie in different banks.
 template <int rows, int width>
 struct alignas(16) Tile {
   static constexpr int kStride = width + 8;
@@ -101,7 +101,8 @@ struct alignas(16) Tile {
 
 // Two accumulators, columns 0-7 and 8-15, as the A operand of the next product.
 __device__ __forceinline__ void to_operand(uint32 (&a)[4], const float (&low)[4], const float (&high)[4]) {
-  a[0] = pack(low[0], low[1]), a[1] = pack(low[2], low[3]), a[2] = pack(high[0], high[1]), a[3] = pack(high[2], high[3]);
+  a[0] = pack(low[0], low[1]), a[1] = pack(low[2], low[3]), a[2] = pack(high[0], high[1]),
+  a[3] = pack(high[2], high[3]);
 }
 
 // The part of a workspace array that belongs to one head of one chunk.

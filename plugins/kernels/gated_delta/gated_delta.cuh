@@ -9,8 +9,8 @@ namespace orin {
 
 constexpr float kL2Eps = 1e-6f;  // added to the sum of squares when q and k are normalised
 
-// exp(x) in two instructions, without the steps that keep denormal numbers. Volatile, so that a choice between the result
-// and zero stays a choice and does not become a branch.
+// exp(x) in two instructions, without the steps that keep denormal numbers. Volatile, so that a choice between the
+// result and zero stays a choice and does not become a branch.
 __device__ __forceinline__ float fast_exp(float x) {
   float e;
   asm volatile("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(e) : "f"(x * 1.44269504f));

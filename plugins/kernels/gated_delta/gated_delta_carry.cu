@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Third of the chunked kernels (chunk.cuh): carries the state through a sequence's chunks. A block of four warps owns M
-// tiles of 16 columns of one head's state, transposed, in its accumulators, for the whole sequence: columns of S depend on
-// no other columns. All that is sequential is here, so it is cut for the shortest way through one chunk: warp w has
+// tiles of 16 columns of one head's state, transposed, in its accumulators, for the whole sequence: columns of S depend
+// on no other columns. All that is sequential is here, so it is cut for the shortest way through one chunk: warp w has
 //
 //   rows w D/4 and following of S          of the 64 tokens, 16 w and following
 //   S as float16 -> all warps       P = S^T k^T, r -> all warps       delta -> all warps       S += delta^T k
@@ -42,8 +42,8 @@ __device__ __forceinline__ void load_stage(const GatedDeltaParams& p, Stage<D, M
   const int key_head = p.key_heads + head / (p.value_heads / p.key_heads), heads = conv_heads(p);
   to.k.template copy_from<D, kThreads>(part<half>(p.qkv, place, heads, key_head, kChunk * D), threadIdx.x);
   to.t.template copy_from<kChunk, kThreads>(part<half>(p.t, place, p.value_heads, head, kChunk * kChunk), threadIdx.x);
-  to.v.template copy_from<D, kThreads>(
-      part<half>(p.qkv, place, heads, 2 * p.key_heads + head, kChunk * D) + column0, threadIdx.x);
+  to.v.template copy_from<D, kThreads>(part<half>(p.qkv, place, heads, 2 * p.key_heads + head, kChunk * D) + column0,
+                                       threadIdx.x);
   const float* decay = part<float>(p.decay, place, p.value_heads, head, 3 * kChunk) + kChunk;
   if (threadIdx.x < 2 * kChunk / 4) cp_async16(to.decay[0] + 4 * threadIdx.x, decay + 4 * threadIdx.x);
 }
@@ -78,7 +78,7 @@ template <int D, int M>
 __device__ void carry(const GatedDeltaParams& p) {
   extern __shared__ __align__(16) unsigned char memory[];
   Shared<D, M>& shared = *reinterpret_cast<Shared<D, M>*>(memory);
-  constexpr int blocks = D / (16 * M);    // of one head
+  constexpr int blocks = D / (16 * M);        // of one head
   constexpr int own_steps = D / 16 / kWarps;  // 16-row steps of a warp's rows of S
   const int head = blockIdx.x / blocks, column0 = blockIdx.x % blocks * 16 * M;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -160,8 +160,8 @@ __device__ void carry(const GatedDeltaParams& p) {
       for (int i = 0; i < 2; ++i) {
         const float2 decay = *reinterpret_cast<const float2*>(&in.decay[0][16 * warp + 8 * i + 2 * q]);
         const float2 low = unpack(v[0][i]), high = unpack(v[1][i]);
-        const float(&even)[4] = acc[m][0][i];
-        const float(&odd)[4] = acc[m][1][i];
+        const float (&even)[4] = acc[m][0][i];
+        const float (&odd)[4] = acc[m][1][i];
         r[2 * i] = pack(low.x - decay.x * (even[0] + odd[0]), low.y - decay.y * (even[1] + odd[1]));
         r[2 * i + 1] = pack(high.x - decay.x * (even[2] + odd[2]), high.y - decay.y * (even[3] + odd[3]));
       }
@@ -196,7 +196,7 @@ __device__ void carry(const GatedDeltaParams& p) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float2 decay = *reinterpret_cast<const float2*>(&in.decay[1][16 * warp + 8 * i + 2 * q]);
-        float(&c)[4] = delta[m][i];
+        float (&c)[4] = delta[m][i];
         c[0] *= decay.x, c[1] *= decay.y, c[2] *= decay.x, c[3] *= decay.y;
       }
       to_operand(a, delta[m][0], delta[m][1]);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// First of the chunked kernels (chunk.cuh): a block convolves one chunk of one head of q, k or v. A warp takes 8 tokens,
-// a lane D/32 neighbouring channels, so that a warp holds whole rows to normalise.
+// First of the chunked kernels (chunk.cuh): a block convolves one chunk of one head of q, k or v. A warp takes 8
+// tokens, a lane D/32 neighbouring channels, so that a warp holds whole rows to normalise.
 #include "kernels/gated_delta/chunk.cuh"
 
 using namespace orin;
 
 namespace {
 
-constexpr int kRows = kChunk / 8;         // of a warp
+constexpr int kRows = kChunk / 8;        // of a warp
 constexpr int kHistory = kConvTaps - 1;  // inputs before the first
 
 template <int D>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Second of the chunked kernels (chunk.cuh): G and T of one chunk and value head, in 16x16 blocks. Warp i makes block row
-// i of L. Warp j then inverts: it substitutes in the diagonal block j in float32, one lane a column, and walks down block
-// column j in registers, transposed: T_ij^T = -(sum_m T_mj^T L_im^T) T_ii^T.
+// Second of the chunked kernels (chunk.cuh): G and T of one chunk and value head, in 16x16 blocks. Warp i makes block
+// row i of L. Warp j then inverts: it substitutes in the diagonal block j in float32, one lane a column, and walks down
+// block column j in registers, transposed: T_ij^T = -(sum_m T_mj^T L_im^T) T_ii^T.
 #include "kernels/gated_delta/chunk.cuh"
 
 using namespace orin;
@@ -14,11 +14,11 @@ constexpr float kMinLogDecay = -30.f;  // of one token: exp is then below 1e-13,
 template <int D>
 struct Shared {
   Tile<kChunk, D> k;
-  Tile<kChunk, kChunk> l;           // L below the diagonal blocks; on them, T
-  Tile<kChunk, kChunk> t;           // T diag(beta)
+  Tile<kChunk, kChunk> l;            // L below the diagonal blocks; on them, T
+  Tile<kChunk, kChunk> t;            // T diag(beta)
   Tile<16, 16> transposed[kBlocks];  // T's diagonal blocks, transposed
-  float diagonal[kBlocks][16][16];  // L's diagonal blocks, transposed
-  float sum[kChunk];                // G
+  float diagonal[kBlocks][16][16];   // L's diagonal blocks, transposed
+  float sum[kChunk];                 // G
   float beta[kChunk];
 };
 

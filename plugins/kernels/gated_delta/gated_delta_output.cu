@@ -11,10 +11,10 @@ constexpr int kWarps = kChunk / 16;
 
 template <int D>
 struct Shared {
-  Tile<kChunk, D> k;       // then z, then y
-  Tile<kChunk, D> q;       // then delta, in fragment order
-  half state[D * D];       // fragment order
-  float sum[kChunk];       // G
+  Tile<kChunk, D> k;  // then z, then y
+  Tile<kChunk, D> q;  // then delta, in fragment order
+  half state[D * D];  // fragment order
+  float sum[kChunk];  // G
   float norm[D];
 };
 
@@ -32,8 +32,8 @@ __device__ __forceinline__ void load_tiles(const GatedDeltaParams& p, int place,
                                            Shared<D>& to) {
   constexpr int threads = 32 * kWarps;
   const unsigned thread = threadIdx.x;
-  to.k.template copy_from<D, threads>(
-      part<half>(p.qkv, place, conv_heads(p), p.key_heads + key_head, kChunk * D), thread);
+  to.k.template copy_from<D, threads>(part<half>(p.qkv, place, conv_heads(p), p.key_heads + key_head, kChunk * D),
+                                      thread);
   to.q.template copy_from<D, threads>(part<half>(p.qkv, place, conv_heads(p), key_head, kChunk * D), thread);
   const float* sum = part<float>(p.decay, place, p.value_heads, head, 3 * kChunk);
   if (thread < kChunk / 4) cp_async16(to.sum + 4 * thread, sum + 4 * thread);

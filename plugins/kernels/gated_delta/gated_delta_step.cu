@@ -2,15 +2,15 @@
 // OrinGatedDelta token by token: one launch for a decode step, and for a few tokens of each sequence whose every state
 // may be wanted (speculative decoding).
 //
-// A block of 2 D threads owns C columns of the state of one value head of one sequence, D x C float32, and keeps them in
-// registers from the first token to the last; for one token the launch is one read and one write of the state, and
+// A block of 2 D threads owns C columns of the state of one value head of one sequence, D x C float32, and keeps them
+// in registers from the first token to the last; for one token the launch is one read and one write of the state, and
 // everything else hides behind the read. Columns depend on each other only in the output's norm.
 //
-//   warp w, lane l:  rows  (w 32/L + l/L) R .. + R - 1,  columns 4 (l % L) .. + 3      L = C/4 lanes a row, R = L/2 rows
+//   warp w, lane l:  rows  (w 32/L + l/L) R .. + R - 1,  columns 4 (l % L) .. + 3     L = C/4 lanes a row, R = L/2
 //
-// C = D is the rule. Where a GPU has more multiprocessors than there are heads, D/32 blocks share a head (C = 32), so that
-// more of them move and compute: each publishes its sum of squares and waits for the others'. The launcher does so only
-// when all blocks fit on the GPU at once.
+// C = D is the rule. Where a GPU has more multiprocessors than there are heads, D/32 blocks share a head (C = 32), so
+// that more of them move and compute: each publishes its sum of squares and waits for the others'. The launcher does so
+// only when all blocks fit on the GPU at once.
 //
 // Both products with the state use the old one, so that a token needs one reduction over the warps, not two:
 //   d = beta (v - e^g S^T k)      o = S'^T q = e^g S^T q + (k.q) d      S' = e^g S + k d^T
@@ -99,9 +99,9 @@ __device__ void zero_padding(const GatedDeltaParams& p, const Sequence& s, int b
   }
 }
 
-// One warp tells the other blocks of a head its sum of squares for token `number` (from 1) of the step, and adds up theirs.
-// Lane i writes to and reads from block i. A word has one writer, who writes it again only two tokens later, when it has
-// seen the reader's word of the token between; so after the last token the reader can clear it.
+// One warp tells the other blocks of a head its sum of squares for token `number` (from 1) of the step, and adds up
+// theirs. Lane i writes to and reads from block i. A word has one writer, who writes it again only two tokens later,
+// when it has seen the reader's word of the token between; so after the last token the reader can clear it.
 template <int splits>
 __device__ __forceinline__ void publish(Semaphore& semaphore, int split, unsigned number, float squares) {
   const unsigned lane = threadIdx.x % 32;
@@ -250,7 +250,8 @@ __device__ void step(const GatedDeltaParams& p) {
 
     if (warp == 0) {
       const float4 o = mix();
-      const float squares = splits > 1 ? collect<splits>(semaphores[head], split, number + 1, is_last) : squares_of<lanes>(o);
+      const float squares =
+          splits > 1 ? collect<splits>(semaphores[head], split, number + 1, is_last) : squares_of<lanes>(o);
       const float scale = rsqrtf(squares / D + p.norm_eps);
       const float4 gate = vector_at(v + C + column);
       const float out[4] = {o.x * scale * gate.x, o.y * scale * gate.y, o.z * scale * gate.z, o.w * scale * gate.w};

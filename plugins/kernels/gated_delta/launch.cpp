@@ -120,7 +120,7 @@ ORIN_API int64_t orin_gated_delta_workspace(const orin::GatedDelta* a) {
 }
 
 ORIN_API int64_t orin_gated_delta_semaphores(const orin::GatedDelta* a) {
-  return int64_t(a->sequences) * a->value_heads * sizeof(orin::Semaphore);
+  return orin::choose(*a).is_chunked ? 0 : int64_t(a->sequences) * a->value_heads * sizeof(orin::Semaphore);
 }
 
 ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
@@ -129,7 +129,6 @@ ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   if (!a->rec_steps != !a->conv_steps) {
     return bad_argument("gated_delta: rec_steps, conv_steps: expected both or none");
   }
-  if (!a->semaphores) return bad_argument("gated_delta: semaphores: expected them");
   if (a->tokens == 0) return kOk;
   GatedDeltaParams params{};
   params.qkvz = a->qkvz, params.ba = a->ba, params.conv_weight = a->conv_weight;
@@ -144,9 +143,12 @@ ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   params.tokens = a->tokens, params.sequences = a->sequences;
   params.key_heads = a->key_heads, params.value_heads = a->value_heads, params.norm_eps = a->norm_eps;
   const GatedDeltaChoice choice = choose(*a);
-  if (!choice.is_chunked) return launch_steps(*a, params, choice.is_split, stream);
-  if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);
-  return launch_chunks(*a, params, choice.carry_tiles, stream);
+  if (choice.is_chunked) {
+    if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);
+    return launch_chunks(*a, params, choice.carry_tiles, stream);
+  }
+  if (!a->semaphores) return bad_argument("gated_delta: semaphores: expected them for %d tokens", a->tokens);
+  return launch_steps(*a, params, choice.is_split, stream);
 }
 
 ORIN_API int orin_gated_delta_restore(const orin::GatedDeltaRestore* a, orin::Stream stream) {

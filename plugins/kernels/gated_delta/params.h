@@ -3,8 +3,8 @@
 
 namespace orin {
 
-constexpr int kChunk = 64;     // tokens of one sequence that the chunked kernels take together
-constexpr int kConvTaps = 4;   // width of the convolution; its state holds the last 3 inputs
+constexpr int kChunk = 64;    // tokens of one sequence that the chunked kernels take together
+constexpr int kConvTaps = 4;  // width of the convolution; its state holds the last 3 inputs
 
 // Blocks that split the columns of one head's state: in pieces of 32.
 constexpr int kSplitColumns = 32;
@@ -12,13 +12,15 @@ constexpr int kMaxSplits = 4;
 
 // What blocks of one launch tell each other about a value head of a sequence. Zero between launches.
 struct Semaphore {
-  // By token's parity, reader, writer: {number of the token in the step, from 1; float bits of a piece's sum of squares}.
+  // By token's parity, reader, writer: {number of the token in the step, from 1; float bits of a piece's sum of
+  // squares}.
   unsigned long long squares[2][kMaxSplits][kMaxSplits];
   unsigned readers;  // of the convolution's state of a key head, at its first value head
   unsigned unused[3];
 };
 
-// T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N places of chunks (select.h).
+// T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N places of chunks
+// (select.h).
 struct GatedDeltaParams {
   const void* qkvz;         // float16 [T, channels + Hv D]
   const void* ba;           // float16 [T, 2 Hv]: b, then a

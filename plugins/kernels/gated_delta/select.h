@@ -7,9 +7,9 @@
 
 namespace orin {
 
-// Token by token up to this many tokens per sequence, by chunks above: three launches and the fixed cost of a chunk
+// Token by token up to this many tokens per sequence, by chunks above: four launches and the fixed cost of a chunk
 // against one launch and the cost of each token.
-constexpr int kMaxStepTokens = 16;
+constexpr int kMaxStepTokens = 12;
 
 struct GatedDeltaChoice {
   bool is_chunked;
@@ -19,7 +19,7 @@ struct GatedDeltaChoice {
 
 constexpr GatedDeltaChoice choose_gated_delta(int tokens, int sequences, int value_heads, int dim, bool wants_steps,
                                               const Device& device) {
-  // Blocks that wait for each other must all run: at most one per multiprocessor, a quarter of what fits.
+  // Blocks that wait for each other must all run: at most one per multiprocessor, half of what fits.
   const int heads = sequences * value_heads;
   const bool is_split = dim > kSplitColumns && heads * (dim / kSplitColumns) <= device.sm_count;
   // Two tiles share what their block loads; but first every multiprocessor must have a block.

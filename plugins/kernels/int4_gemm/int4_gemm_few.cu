@@ -165,9 +165,9 @@ class Few {
     run.chunks = stripe < stripe_end ? chunk_count : 0;
     run.rows = min(kStripes * kStripeRows, min(stripe_end * kStripeRows, p.n) - stripe * kStripeRows);
     run.weight = static_cast<const char*>(p.weight) + size_t(uint32(stripe)) * p.stripe_bytes +
-                 uint32(16 * lane);
+                 uint32(chunk_begin * 512 + 16 * lane);
     run.scales = static_cast<const char*>(p.scales) + size_t(uint32(stripe)) * p.stripe_scale_bytes +
-                 uint32(lane / 4 * 2);
+                 uint32(chunk_begin * (16 * Part::kGroups) + lane / 4 * 2);
     if (kZeros) {
       run.zeros = static_cast<const char*>(p.zeros) + size_t(uint32(stripe)) * p.stripe_zero_bytes + uint32(lane / 4);
     }
@@ -180,6 +180,8 @@ class Few {
     Run next = run;
     next.chunks -= kAhead;
     next.chunk += kAhead;
+    next.weight += kAhead * 512;
+    next.scales += kAhead * 16 * Part::kGroups;
     return next;
   }
 
@@ -188,23 +190,26 @@ class Few {
     if (j >= run.chunks) return;
     if (run.rows == kStripes * kStripeRows) {
 #pragma unroll
-      for (int i = 0; i < kStripes; ++i) fetch_rows(slot[i], run, i, run.chunk + j, kStripeRows);
+      for (int i = 0; i < kStripes; ++i) fetch_rows(slot[i], run, i, j, kStripeRows);
       return;
     }
 #pragma unroll
     for (int i = 0; i < kStripes; ++i) {
       const int rows = min(kStripeRows, run.rows - i * kStripeRows);
       if (lane / 4 < rows) {
-        fetch_rows(slot[i], run, i, run.chunk + j, rows);
+        fetch_rows(slot[i], run, i, j, rows);
       } else {
         slot[i] = {};
       }
     }
   }
 
-  __device__ void fetch_rows(Slot& slot, const Run& run, int i, int chunk, int rows) const {
-    slot.weight = load_streaming(run.weight + i * p.stripe_bytes + chunk * (64 * rows));
-    const char* scales = run.scales + i * p.stripe_scale_bytes + chunk * (2 * Part::kGroups * rows);
+  // `run` points to its first chunk in a stripe of 8 rows: where there are fewer, the chunks before it are shorter.
+  __device__ void fetch_rows(Slot& slot, const Run& run, int i, int j, int rows) const {
+    const int missing = kStripeRows - rows, chunk = run.chunk + j;
+    slot.weight = load_streaming(run.weight + i * p.stripe_bytes - run.chunk * (64 * missing) + j * (64 * rows));
+    const char* scales = run.scales + i * p.stripe_scale_bytes - run.chunk * (2 * Part::kGroups * missing) +
+                         j * (2 * Part::kGroups * rows);
 #pragma unroll
     for (int g = 0; g < Part::kGroups; ++g) slot.scale[g] = load_u16(scales + g * 2 * rows);
     if (kZeros) {
@@ -465,4 +470,4 @@ ORIN_FEW(64, 16, true, 1, 2, _pair_zeros)
 ORIN_FEW(128, 8, false, 4, 2, _pair)
 ORIN_FEW(128, 8, true, 2, 2, _pair_zeros)
 ORIN_FEW(128, 16, false, 2, 2, _pair)
-ORIN_FEW(128, 16, true, 2, 2, _pair_zeros)
+ORIN_FEW(128, 16, true, 1, 2, _pair_zeros)

@@ -86,9 +86,7 @@ class Many {
     for_each_pair([&](int token, int column, int at) {
       keep_partial(p, blockIdx.y, token, column, sums[at], sums[at + 1]);
     });
-    if (is_last_split(p, blockIdx.x)) {
-      for_each_pair([&](int token, int column, int) { finish_splits(p, token, column); });
-    }
+    if (is_last_split(p, blockIdx.x)) add_splits();
   }
 
  private:
@@ -237,6 +235,40 @@ class Many {
       const float4 low = from[0], high = from[1];
       float v[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
       finish_eight(p, token_begin + row, stripe_begin * kStripeRows + column, v);
+    }
+  }
+
+  // Eight pairs of a thread at once: what limits this is the latency of L2.
+  __device__ void add_splits() const {
+    constexpr int kPairs = kN / 2, kAtOnce = 8;
+    static_assert(kM * kPairs % (kAtOnce * kThreads) == 0, "");
+    if (p.n % 2) {
+      for_each_pair([&](int token, int column, int) { finish_splits(p, token, column); });
+      return;
+    }
+#pragma unroll 1
+    for (int first = threadIdx.x; first < kM * kPairs; first += kAtOnce * kThreads) {
+      float2 total[kAtOnce] = {};
+#pragma unroll 2
+      for (int split = 0; split < p.splits; ++split) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int i = first + j * kThreads, token = token_begin + i / kPairs;
+          const int column = stripe_begin * kStripeRows + 2 * (i % kPairs);
+          if (token >= p.tokens || column >= p.n) continue;
+          const float* from = p.partials + (size_t(split) * p.tokens + token) * p.n + column;
+          const float2 v = __ldcg(reinterpret_cast<const float2*>(from));
+          total[j].x += v.x;
+          total[j].y += v.y;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j * kThreads, token = token_begin + i / kPairs;
+        if (token < p.tokens) {
+          finish(p, token, stripe_begin * kStripeRows + 2 * (i % kPairs), total[j].x, total[j].y);
+        }
+      }
     }
   }
 

@@ -21,21 +21,25 @@ struct Shape {
   bool has_norm, has_rows, has_zeros;
 };
 
-// The tiles of int4_gemm_many.cu, smallest first.
+// The tiles of int4_gemm_many.cu, smallest first, with their costs in microseconds on an H200. Only ratios matter for
+// the choice; Orin's were not measured and are taken to be the same.
 struct Tile {
   int tokens, rows;
   int threads, stages;
   int blocks_per_sm;  // that fit beside each other
-  float chunk_cost;   // time of one chunk of 128 columns of one tile, relative, all SMs busy
-  float fixed_cost;   // of a tile, in the same unit: first copies, epilogue
+  float chunk_cost;   // of 128 columns of a tile that has its SM to itself
+  float crowd_cost;   // what each further tile of the SM adds, as a part of that
+  float fixed_cost;   // first copies and epilogue
 };
 
 constexpr Tile kTiles[] = {
-    {32, 64, 128, 4, 3, 1.0f, 4.0f},
-    {64, 64, 128, 4, 2, 1.3f, 4.0f},
-    {128, 128, 256, 3, 1, 2.9f, 6.0f},
-    {128, 256, 256, 3, 1, 5.0f, 9.0f},
+    {32, 64, 128, 4, 4, 0.55f, 0.8f, 2.2f},
+    {64, 64, 128, 4, 2, 0.875f, 0.85f, 2.9f},
+    {128, 128, 256, 3, 1, 1.815f, 1.f, 6.f},
+    {128, 256, 256, 3, 1, 2.915f, 1.f, 8.7f},
 };
+constexpr float kSplitCost = 2.5f;  // of splitting columns; and of the values that are left and added up:
+constexpr float kAddCost[] = {3e-4f, 1.5e-4f};  // each, and each of each split
 constexpr int kNumTiles = sizeof(kTiles) / sizeof(kTiles[0]);
 
 struct Choice {
@@ -84,22 +88,25 @@ constexpr int many_shared(const Shape& s, const Tile& tile) {
 }
 
 // Warps over stripes and over columns with the shortest time: a step (one chunk of one stripe) of the slowest warp
-// costs about twice what starting one more warp does. Two stripes at a time cost 1.3 steps.
+// costs a few times what starting one more warp does, which also helps with more tokens. Two stripes at a time cost
+// 1.3 steps.
 inline void arrange_warps(const Shape& s, int max_warps, Choice& c) {
   const int stripes = ceil_div(num_stripes(s), c.blocks), chunks = ceil_div(num_chunks(s), c.splits);
+  const float per_warp = s.tokens > 1 ? 0.3f : 0.8f;
   float best = 1e30f;
   for (int k = 1; k <= std::min(max_warps, chunks); ++k) {
     for (int at_once = 1; at_once <= std::min(2, stripes); ++at_once) {
       for (int n = 1; n <= std::min(max_warps / k, ceil_div(stripes, at_once)); ++n) {
         const int rounds = ceil_div(stripes, n * at_once), steps = rounds * ceil_div(chunks, k);
-        const float cost = 2.f * (at_once == 2 ? 1.3f : 1.f) * steps + n * k + (k > 1 ? 4 : 1) * rounds;
+        const float cost = 2.f * (at_once == 2 ? 1.3f : 1.f) * steps + per_warp * n * k + (k > 1 ? 4 : 1) * rounds;
         if (cost < best) best = cost, c.warps_n = n, c.warps_k = k, c.stripes = at_once;
       }
     }
   }
 }
 
-// One block per SM and all columns in it, unless the tokens alone would fill shared memory.
+// One block per SM and all columns in it, unless the tokens alone would fill shared memory. Where a block would have a
+// single stripe and there are several tokens, half as many blocks read the tokens half as often.
 inline Choice choose_few(const Shape& s, const Device& device) {
   Choice c;
   const int max_warps = device.max_shared_bytes > 200 * 1024 ? kMaxWarps : kMaxWarps / 2;
@@ -107,14 +114,23 @@ inline Choice choose_few(const Shape& s, const Device& device) {
   c.normalises_first = s.has_norm && s.k > kMaxFusedNorm;
   for (c.splits = 1; c.splits <= kMaxSplits; ++c.splits) {
     if (c.splits > 1) c.normalises_first = s.has_norm;
-    c.blocks = std::min(stripes, std::max(1, device.sm_count / c.splits));
+    const int most = std::max(1, device.sm_count / c.splits);
+    c.blocks = stripes > most ? most : s.tokens > 1 ? ceil_div(stripes, 2) : stripes;
     arrange_warps(s, max_warps, c);
     if (few_shared(s, c).bytes <= std::min(kMaxShared, device.max_shared_bytes)) break;
   }
   return c;
 }
 
-// The tile and the split of columns with the shortest time by the costs above: rounds over the SMs times a block's work.
+// Time of a launch by the costs above, from what the busiest SM has to do.
+inline float many_cost(const Shape& s, const Device& device, const Tile& t, int tiles, int splits) {
+  const int blocks = ceil_div(tiles * splits, device.sm_count);
+  const float chunks = ceil_div(num_chunks(s), splits) * t.chunk_cost * (1.f + (blocks - 1) * t.crowd_cost);
+  const float adding = splits > 1 ? kSplitCost + t.tokens * t.rows * (kAddCost[0] + kAddCost[1] * splits) : 0.f;
+  return chunks + ceil_div(blocks, t.blocks_per_sm) * t.fixed_cost + adding;
+}
+
+// The tile and the split of columns with the shortest time. Splits only up to one block per SM.
 inline Choice choose_many(const Shape& s, const Device& device) {
   Choice best;
   float best_cost = 1e30f;
@@ -122,19 +138,13 @@ inline Choice choose_many(const Shape& s, const Device& device) {
     const Tile& t = kTiles[tile];
     if (many_shared(s, t) > device.max_shared_bytes || (s.has_zeros && t.rows > 128)) continue;
     const int tiles_m = ceil_div(s.tokens, t.tokens), tiles = tiles_m * ceil_div(s.n, t.rows);
-    const int slots = device.sm_count * t.blocks_per_sm;
     for (int splits = 1; splits <= std::min(kMaxSplits, num_chunks(s)); ++splits) {
-      if (splits > 1 && tiles * splits > slots) break;
-      const float share = std::min(1.f, float(tiles * splits) / slots);  // a lone block has the SM to itself
-      const float crowd = 1.f + (t.blocks_per_sm - 1) * share;
-      const float block = ceil_div(num_chunks(s), splits) * t.chunk_cost * crowd + t.fixed_cost +
-                          (splits > 1 ? 6.f + 0.5f * splits : 0.f);
-      const float cost = ceil_div(tiles * splits, slots) * block;
-      if (cost < best_cost) {
-        best_cost = cost;
-        best.tile = tile, best.splits = splits, best.blocks = tiles;
-        best.group_m = std::min(tiles_m, std::max(1, device.sm_count >= 64 ? 8 : 4));
-      }
+      if (splits > 1 && tiles * splits > device.sm_count) break;
+      const float cost = many_cost(s, device, t, tiles, splits);
+      if (cost >= best_cost) continue;
+      best_cost = cost;
+      best.tile = tile, best.splits = splits, best.blocks = tiles;
+      best.group_m = std::min(tiles_m, device.sm_count >= 64 ? 8 : 4);
     }
   }
   best.normalises_first = s.has_norm || s.has_rows;

@@ -47,6 +47,7 @@ def test_without_g_idx(tmp_path: Path) -> None:
     [
         ({}, V1),
         ({"checkpoint_format": "gptq"}, V1),
+        ({"checkpoint_format": None, "format": None}, V1),
         ({"format": "gptq_v2"}, V2),
         ({"checkpoint_format": "gptq_v2", "format": "gptq_v2", "pack_dtype": "int32"}, V2),
         ({"sym": True, "desc_act": True}, Gptq(is_v1=True, is_symmetric=True)),

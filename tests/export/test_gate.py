@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mistakes import recipe
+from orinkit import target
+from orinkit.bundle import Bundle, Manifest
+from orinkit.errors import VerificationError
+from orinkit.ops import VERSIONS
+from orinkit.recipe import Bounds
+from orinkit_export import gate, plan
+from orinkit_export.build import build
+from orinkit_export.evaluate import Quality
+from orinkit_export.report import data
+from programs import BUILD, DEMO, EVALUATION, ROOT, TARGET, desk, finish, is_tidy, listing, refused, run
+
+QUALITY = Quality(100, 10.0, 10.3, 3.0, 0.03, 0.2, 0.92, (100,))
+IMPOSSIBLE = EVALUATION | {"bounds": {"perplexity_increase": 1e6, "kl_mean": 0.0, "top1": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (70_000_000_000, (2.5, 0.02, 0.93)),
+        (7_000_000_000, (2.5, 0.02, 0.93)),
+        (6_999_999_999, (4, 0.04, 0.91)),
+        (1_500_000_000, (4, 0.04, 0.91)),
+        (1_499_999_999, (6, 0.06, 0.89)),
+        (5_526_680, (6, 0.06, 0.89)),
+    ],
+)
+def test_bounds_by_size(parameters: int, expected: tuple[float, float, float]) -> None:
+    assert gate.bounds(Bounds(), parameters) == Bounds(*expected)
+
+
+def test_each_bound_of_the_recipe_counts_by_itself() -> None:
+    assert gate.bounds(Bounds(kl_mean=0.5), 5) == Bounds(6, 0.5, 0.89)
+    assert gate.bounds(Bounds(0.0, 0.0, 0.0), 5) == Bounds(0.0, 0.0, 0.0)
+
+
+def test_the_docs_say_the_same_bounds() -> None:
+    text = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:from ([\d.]+) B|less) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert [(1e9 * float(least or 0), Bounds(*map(float, bounds))) for least, *bounds in rows] == list(gate.DEFAULTS)
+
+
+def test_numbers_against_their_bounds() -> None:
+    found = {check.name: check for check in gate.checks(QUALITY, Bounds(4.0, 0.02, 0.9))}
+    assert [(name, check.value, check.passed) for name, check in found.items()] == [
+        ("perplexity_increase", 3.0, True),
+        ("kl_mean", 0.03, False),
+        ("top1", 0.92, True),
+    ]
+    assert [check.used for check in found.values()] == pytest.approx([0.75, 1.5, 0.8])
+    assert str(found["kl_mean"]) == "kl_mean: expected at most 0.02, found 0.03"
+    assert str(found["top1"]) == "top1: expected at least 0.9, found 0.92"
+
+
+def test_a_number_at_its_bound_passes_and_what_is_no_number_does_not() -> None:
+    assert all(check.passed for check in gate.checks(QUALITY, Bounds(3.0, 0.03, 0.92)))
+    broken = replace(QUALITY, perplexity_increase=math.nan, kl_mean=math.nan, top1=math.nan)
+    assert not any(check.passed for check in gate.checks(broken, Bounds(1e6, 1e3, 0.0)))
+
+
+def test_a_bound_without_room_is_used_up_at_once() -> None:
+    better = replace(QUALITY, perplexity_increase=-1.0, kl_mean=0.0)
+    assert [check.used for check in gate.checks(better, Bounds(0.0, 0.0, 1.0))] == [0, 0, 1]
+    assert [check.passed for check in gate.checks(better, Bounds(0.0, 0.0, 1.0))] == [True, True, False]
+
+
+def test_all_that_was_missed_is_told() -> None:
+    missed = [check for check in gate.checks(QUALITY, Bounds(1.0, 0.02, 0.9)) if not check.passed]
+    says = r"perplexity_increase: .* found 3; kl_mean: .* found 0\.03; look at a/report\.html, .* --accept"
+    with pytest.raises(VerificationError, match=says):
+        gate.refuse(missed, Path("a/report.html"))
+    gate.refuse([], Path("a/report.html"))
+
+
+def test_refused_accepted_and_rebuilt(tmp_path: Path) -> None:
+    out, says = tmp_path / "out", ("kl_mean: expected at most 0, found", "out.report/report.html", "--accept")
+    finish(desk(tmp_path))
+    recipe(evaluation=IMPOSSIBLE)(tmp_path)
+
+    before = listing(out)
+    refused(run("orin-export", *BUILD, cwd=tmp_path), says, 1)
+    assert listing(out) == before
+    assert [check.name for check in data.read(out).missed] == ["kl_mean"]
+    assert "Refused: kl_mean: expected at most 0" in html(tmp_path)
+
+    done = run("orin-export", *BUILD, "--accept", cwd=tmp_path)
+    assert (done.returncode, "which misses a bound" in done.stdout) == (0, True)
+    assert [step for step in ("quantise", "verify", "float model", "evaluate") if f"{step}: " in done.stderr] == []
+    assert opened(out).report["accepted"] == 1
+    assert "Accepted all the same: kl_mean: expected at most 0" in html(tmp_path)
+    assert is_tidy(tmp_path)
+
+    before = listing(tmp_path)
+    assert "up to date" in run("orin-export", *BUILD, "--accept", cwd=tmp_path).stderr
+    assert listing(tmp_path) == before
+
+    refused(run("orin-export", *BUILD, cwd=tmp_path), says, 1)
+    assert listing(out).items() <= {name.removeprefix("out/"): entry for name, entry in before.items()}.items()
+
+    recipe()(tmp_path)
+    assert "accepted" not in finish(tmp_path).manifest.report
+    assert "Within its bounds." in html(tmp_path)
+
+
+def html(folder: Path) -> str:
+    return (folder / "out.report/report.html").read_text(encoding="utf-8")
+
+
+def opened(folder: Path) -> Manifest:
+    return Bundle.open(folder, keys=None, supported=VERSIONS).manifest
+
+
+def test_to_accept_what_misses_nothing_is_not_recorded(tmp_path: Path) -> None:
+    desk(tmp_path)
+    made = build(plan.read(tmp_path / "recipe.yaml"), target.read(TARGET), tmp_path / "out", accept=True)
+    assert "accepted" not in made.manifest.report
+    assert not data.read(tmp_path / "out").accepted
+    assert finish(tmp_path) == made
+
+
+def test_a_text_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
+    recipe(evaluation={"text": "none.txt"})(desk(tmp_path))
+    done = run("orin-export", *BUILD, cwd=tmp_path)
+    refused(done, ("evaluation: text: expected UTF-8 text at none.txt",), 78)
+    assert "quantise" not in done.stderr
+
+
+def test_another_recipe_keeps_the_float_model(tmp_path: Path) -> None:
+    recipe(evaluation=IMPOSSIBLE)(desk(tmp_path))
+    for method in ("rtn", "none"):
+        recipe(evaluation=IMPOSSIBLE, quantise={"method": method})(tmp_path)
+        done = run("orin-export", *BUILD, cwd=tmp_path)
+        assert ("float model: " in done.stderr, "quantise: " in done.stderr) == (method == "rtn", True)
+
+
+def test_the_demo_is_within_the_bounds_of_its_size(tmp_path: Path) -> None:
+    """As it is shipped, on text that neither its training nor its calibration has seen."""
+    planned = plan.read(DEMO)
+    assert planned.recipe.evaluation.bounds == Bounds()
+    made = build(planned, target.read(TARGET), tmp_path / "demo")
+    report = data.read(tmp_path / "demo")
+    assert made.manifest.report["quality_kl_mean"] < 0.025
+    assert report.quality.positions > 2000
+    assert all(m.after < 0.6 * m.before for m in report.matrices if m.after is not None and m.before is not None)
