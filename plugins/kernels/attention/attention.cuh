@@ -234,7 +234,7 @@ __device__ __forceinline__ void fetch(const CacheHead& cache, void* to, int posi
                                       int capacity, int thread) {
   constexpr int kBytes = kInt8 ? D : 2 * D, kStride = kInt8 ? D : 2 * (D + kPadding), kChunks = kBytes / 16;
   constexpr int kLanes = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : kChunks <= 16 ? 16 : 32;  // of a row
-  constexpr int kStep = kThreads / kLanes;                                                // rows at a time
+  constexpr int kStep = kThreads / kLanes;                                               // rows at a time
   static_assert(kRows % kStep == 0, "whole steps");
   const int first = thread / kLanes, chunk = thread % kLanes;
   const char* from = static_cast<const char*>(cache.rows) + 16 * chunk;

@@ -95,8 +95,8 @@ __device__ void write_zeros(const AttentionParams& p, const Sequence& s, int b, 
 }
 
 // The rows that a block makes from qkv: its queries, then for the last split K and V of each new token in turn. Each
-// lane group takes every kGroups-th. Queries and keys that nobody makes stay what they are: an mma keeps rows apart, and
-// their scores are thrown away or masked.
+// lane group takes every kGroups-th. Queries and keys that nobody makes stay what they are: an mma keeps rows apart,
+// and their scores are thrown away or masked.
 template <int D, int kRows, bool kInt8>
 struct Rows {
   using Group = RowGroup<D>;
@@ -108,8 +108,8 @@ struct Rows {
   int chunk = threadIdx.x % Group::kGroup, group = threadIdx.x / Group::kGroup;
 
   __device__ __forceinline__ RowTask task(int i) const {
-    RowTask task = i < rows ? query_task(p, s, kv_head, first_row + i)
-                            : new_task(p, s, kv_head, (i - rows) & 1, (i - rows) >> 1);
+    RowTask task =
+        i < rows ? query_task(p, s, kv_head, first_row + i) : new_task(p, s, kv_head, (i - rows) & 1, (i - rows) >> 1);
     task.exists = i < count;
     return task;
   }
@@ -220,8 +220,8 @@ __device__ __forceinline__ void soften(State<D, kTiles>& state, float (&s)[kTile
 }
 
 template <int D, int kTiles>
-__device__ __forceinline__ void accumulate(State<D, kTiles>& state, const half* values, const uint32 (&weights)[kTiles][2],
-                                           int lane) {
+__device__ __forceinline__ void accumulate(State<D, kTiles>& state, const half* values,
+                                           const uint32 (&weights)[kTiles][2], int lane) {
   const half* value = values + (lane % 8 + lane / 16 * 8) * (D + kPadding) + lane / 8 % 2 * 8;
 #pragma unroll
   for (int d = 0; d < D / 16; ++d) {
@@ -483,12 +483,14 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
   const CacheHead keys = cache_head<D, kInt8>(p, s.slot, false, h), values = cache_head<D, kInt8>(p, s.slot, true, h);
 
   // Tile i of this warp; K and V are groups of their own, also when there is nothing left to fetch.
-  const int first = share.first_tile + warp, tiles = max(0, (share.last_tile - first + kDecodeWarps - 1) / kDecodeWarps);
+  const int first = share.first_tile + warp,
+            tiles = max(0, (share.last_tile - first + kDecodeWarps - 1) / kDecodeWarps);
   const auto fetch_half = [&](int i, bool is_value) {
     if (i < tiles) {
       const int position = share.oldest + (first + i * kDecodeWarps) * kDecodeKeys;
       fetch<D, kInt8, kDecodeKeys, 32>(is_value ? values : keys, ring + (i % kStages * 2 + is_value) * kHalfStage,
-                                       position, cache_row(position, p.capacity), share.oldest, s.past, p.capacity, lane);
+                                       position, cache_row(position, p.capacity), share.oldest, s.past, p.capacity,
+                                       lane);
     }
     cp_async_commit();
   };
@@ -570,10 +572,10 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
 
 }  // namespace
 
-#define DECODE(D, TILES, CACHE, INT8)                                                                       \
-  extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, 1)                                       \
-      attention_decode_##D##_##TILES##_##CACHE(AttentionParams p) {                                        \
-    decode<D, TILES, INT8>(p);                                                                             \
+#define DECODE(D, TILES, CACHE, INT8)                                \
+  extern "C" __global__ void __launch_bounds__(32 * kDecodeWarps, 1) \
+      attention_decode_##D##_##TILES##_##CACHE(AttentionParams p) {  \
+    decode<D, TILES, INT8>(p);                                       \
   }
 #define DECODE_ALL(D) \
   DECODE(D, 1, float16, false) DECODE(D, 2, float16, false) DECODE(D, 1, int8, true) DECODE(D, 2, int8, true)

@@ -145,8 +145,7 @@ __device__ __forceinline__ void load_queries(const AttentionParams& p, const Wor
 }
 
 template <class T>
-__device__ __forceinline__ void scores(const half* queries, const half* keys, int lane,
-                                       float (&s)[T::kM][T::kN][4]) {
+__device__ __forceinline__ void scores(const half* queries, const half* keys, int lane, float (&s)[T::kM][T::kN][4]) {
   const half* query = queries + lane % 16 * T::kStride + lane / 16 * 8;
   const half* key = keys + (lane % 8 + lane / 16 * 8) * T::kStride + lane / 8 % 2 * 8;
 #pragma unroll
@@ -179,8 +178,7 @@ __device__ __forceinline__ void scores(const half* queries, const half* keys, in
 // Scores to weights in place, sums faded with them. The maximum is only raised when it falls behind by more than 8:
 // until then 2^(s - m) stays below 2^8, which float16 holds as exactly as it holds 1.
 template <class T>
-__device__ __forceinline__ void soften(State<T>& state, float (&s)[T::kM][T::kN][4],
-                                       float factor) {
+__device__ __forceinline__ void soften(State<T>& state, float (&s)[T::kM][T::kN][4], float factor) {
   float top[T::kM][2];
   bool is_behind = false;
 #pragma unroll
@@ -252,8 +250,8 @@ __device__ __forceinline__ void accumulate(State<T>& state, const half* values, 
 
 // Normalised, gated, and through shared memory so that rows leave in 16-byte pieces.
 template <class T>
-__device__ __forceinline__ void write_output(const AttentionParams& p, const Work& work, State<T>& state,
-                                             half* rows, int warp_row) {
+__device__ __forceinline__ void write_output(const AttentionParams& p, const Work& work, State<T>& state, half* rows,
+                                             int warp_row) {
   using Group = RowGroup<T::kDim>;
   const int lane = threadIdx.x % 32, chunk = lane % Group::kGroup;
   __syncwarp();
@@ -316,8 +314,8 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
   char* const fetched_values = kInt8 ? fetched_keys + kKeys * (D + 4) : reinterpret_cast<char*>(values);
 
   const auto fetch_tile = [&](bool is_value, char* to, int position) {
-    fetch<D, kInt8, kKeys, T::kThreads>(caches[is_value], to, position, cache_row(position, p.capacity), s.oldest, s.length, p.capacity,
-                                     threadIdx.x);
+    fetch<D, kInt8, kKeys, T::kThreads>(caches[is_value], to, position, cache_row(position, p.capacity), s.oldest,
+                                        s.length, p.capacity, threadIdx.x);
     cp_async_commit();
   };
 
@@ -384,18 +382,18 @@ __device__ __forceinline__ void prefill(const AttentionParams& p) {
 
 }  // namespace
 
-#define APPEND(D)                                                                                                    \
+#define APPEND(D)                                                                                                  \
   extern "C" __global__ void __launch_bounds__(kAppendThreads) attention_append_##D##_float16(AttentionParams p) { \
-    append<D, false>(p);                                                                                             \
-  }                                                                                                                  \
+    append<D, false>(p);                                                                                           \
+  }                                                                                                                \
   extern "C" __global__ void __launch_bounds__(kAppendThreads) attention_append_##D##_int8(AttentionParams p) {    \
-    append<D, true>(p);                                                                                              \
+    append<D, true>(p);                                                                                            \
   }
 // Registers for 8 warps on a multiprocessor, in one block or two.
-#define PREFILL(D, WARPS, KEYS, CACHE, INT8)                                        \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)               \
-      attention_prefill_##D##_##WARPS##_##KEYS##_##CACHE(AttentionParams p) {       \
-    prefill<D, WARPS, KEYS, INT8>(p);                                               \
+#define PREFILL(D, WARPS, KEYS, CACHE, INT8)                                  \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS, 8 / WARPS)         \
+      attention_prefill_##D##_##WARPS##_##KEYS##_##CACHE(AttentionParams p) { \
+    prefill<D, WARPS, KEYS, INT8>(p);                                         \
   }
 
 APPEND(64)

@@ -11,19 +11,21 @@ namespace {
 constexpr int kDims[] = {64, 96, 128, 256};
 constexpr float kLog2E = 1.4426950408889634f;
 
-#define ORIN_DECODE(D, TILES, CACHE, INT8)                             \
-  {"attention_decode", "attention_decode_" #D "_" #TILES "_" #CACHE, \
-   decode_shared_bytes(D, 8 * TILES, INT8)}
-#define ORIN_PREFILL(D, WARPS, KEYS, CACHE, INT8)                                   \
+#define ORIN_DECODE(D, TILES, CACHE, INT8) \
+  {"attention_decode", "attention_decode_" #D "_" #TILES "_" #CACHE, decode_shared_bytes(D, 8 * TILES, INT8)}
+#define ORIN_PREFILL(D, WARPS, KEYS, CACHE, INT8)                                \
   {"attention_prefill", "attention_prefill_" #D "_" #WARPS "_" #KEYS "_" #CACHE, \
    prefill_shared_bytes(D, WARPS, KEYS, INT8)}
 #define ORIN_APPEND(D, CACHE) {"attention_prefill", "attention_append_" #D "_" #CACHE}
 
 // [head dim][int8][rows / 8 - 1]
 const Kernel decode[4][2][2] = {
-#define ORIN_DECODE_ALL(D)                                                  \
-  {{ORIN_DECODE(D, 1, float16, false), ORIN_DECODE(D, 2, float16, false)}, \
-   {ORIN_DECODE(D, 1, int8, true), ORIN_DECODE(D, 2, int8, true)}}
+#define ORIN_DECODE_ALL(D)                                                    \
+  {                                                                           \
+    {ORIN_DECODE(D, 1, float16, false), ORIN_DECODE(D, 2, float16, false)}, { \
+      ORIN_DECODE(D, 1, int8, true), ORIN_DECODE(D, 2, int8, true)            \
+    }                                                                         \
+  }
     ORIN_DECODE_ALL(64), ORIN_DECODE_ALL(96), ORIN_DECODE_ALL(128), ORIN_DECODE_ALL(256)};
 
 // [head dim][int8]
@@ -128,6 +130,9 @@ ORIN_API int orin_attention(const orin::Attention* a, orin::Stream stream) {
   const AttentionChoice c = choice_of(*a);
   const AttentionParams params = params_of(*a, c);
   if (c.is_decode) {
+    if (c.splits > 1 && (!a->workspace || !a->counters)) {
+      return bad_argument("attention: expected workspace and counters for %d splits, found none", c.splits);
+    }
     const Dim3 grid{unsigned(c.splits), unsigned(a->kv_heads * c.row_tiles), unsigned(a->sequences)};
     return decode[dim][int8][c.rows / 8 - 1].launch(grid, {32 * kDecodeWarps}, c.shared_bytes, stream, params);
   }

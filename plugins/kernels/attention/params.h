@@ -12,7 +12,7 @@ namespace orin {
 
 struct AttentionParams {
   const void* qkv;        // float16 [tokens, (Hq [+ Hq] + 2 Hkv) D]: query, gate, key, value; head by head
-  void* kv;               // float16 or int8 [slots, 2, Hkv, capacity, D]; the row of a position is position mod capacity
+  void* kv;               // float16 or int8 [slots, 2, Hkv, capacity, D]; position p lies in row p mod capacity
   float* kv_scale;        // float32 [slots, 2, Hkv, capacity] of an int8 cache: value = q * scale
   const int* cu_seqlens;  // [sequences + 1]
   const int* past_lens;   // [sequences]
@@ -21,9 +21,9 @@ struct AttentionParams {
   const float* k_norm;    // [D] or null
   const float* cos;       // [max_length or more, rotary_dim / 2]
   const float* sin;
-  void* y;          // float16 [tokens, Hq D]
-  void* partials;   // decode: see `Partials` in attention_decode.cu
-  int* counters;    // decode: [sequences, Hkv, row tiles], zero between launches
+  void* y;         // float16 [tokens, Hq D]
+  void* partials;  // decode: see `Partials` in attention_decode.cu
+  int* counters;   // decode: [sequences, Hkv, row tiles], zero between launches
   int tokens;
   int sequences;
   int max_step;    // a sequence with more tokens in this step, or
@@ -36,7 +36,7 @@ struct AttentionParams {
   int half_rotary;  // rotary_dim / 2
   int window;       // 0 = all
   int gate;
-  int row_tiles;  // decode: tiles of rows of one sequence and KV head
+  int row_tiles;   // decode: tiles of rows of one sequence and KV head
   int descending;  // prefill: so many blocks take the tiles from the last to the first, the rest from the first on
   float norm_eps;
   float score_scale;    // exponent of 2 = score_scale * dot, or
@@ -62,8 +62,8 @@ ORIN_BOTH_SIDES constexpr int decode_ring_bytes(int dim, bool int8) {
 ORIN_BOTH_SIDES constexpr int decode_shared_bytes(int dim, int rows, bool int8) {
   return kDecodeWarps * decode_ring_bytes(dim, int8) + 2 * decode_tile_bytes(dim) + rows * (dim + kPadding) * 2;
 }
-// A sequence of up to 256 KiB of K and V per head stays with one block: its way through memory to a reduction would take
-// as long as reading. Beyond, one multiprocessor's share of bandwidth is what counts, so splits may be as small as 64 KiB.
+// A sequence of up to 256 KiB of K and V per head stays with one block, because the way through memory to a reduction
+// takes as long as reading that. Beyond, the rate of one multiprocessor is what counts: splits may be down to 64 KiB.
 ORIN_BOTH_SIDES constexpr int decode_split_tiles(int dim) { return 1024 / dim; }
 ORIN_BOTH_SIDES constexpr int decode_alone_tiles(int dim) { return 4 * decode_split_tiles(dim); }
 // What a split leaves for the reduction: D sums in float16, maximum and denominator of each row.

@@ -69,8 +69,8 @@ constexpr AttentionChoice choose_decode(const AttentionShape& s, const Device& d
   const int seen = s.window && s.window + s.max_step < s.max_length ? s.window + s.max_step : s.max_length;
   const int per_sm = blocks_per_sm(c.shared_bytes, device);
   const int rows = rows_of_a_sequence < c.rows ? rows_of_a_sequence : c.rows;
-  c.splits = choose_splits(s, seen, s.sequences * s.kv_heads * c.row_tiles, rows,
-                           device.sm_count * (per_sm > 1 ? per_sm : 1));
+  c.splits =
+      choose_splits(s, seen, s.sequences * s.kv_heads * c.row_tiles, rows, device.sm_count * (per_sm > 1 ? per_sm : 1));
   return c;
 }
 

@@ -451,7 +451,10 @@ __device__ void scan(const Pair& bins, const Tally& kept, uint64 most, uint64 ma
   __syncthreads();
   uint64 before_count = kept.count + count - bins.count[0] - bins.count[1];
   uint64 before_mass = kept.mass + mass - bins.mass[0] - bins.mass[1];
-  for (int i = 0; i < warp; ++i) before_count += m.warps[0][i], before_mass += m.warps[1][i];
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    before_count += i < warp ? m.warps[0][i] : 0, before_mass += i < warp ? m.warps[1][i] : 0;
+  }
   uint64 best = kept.best;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -516,17 +519,6 @@ __device__ __forceinline__ void add_warp(SharedBins& bins, int place, uint64 mas
   }
 }
 
-__device__ __forceinline__ Pair load(const SamplingBins& bins) {
-  Pair out;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int place = 2 * threadIdx.x + i;
-    out.count[i] = __ldcg(bins.count + place);
-    out.mass[i] = __ldcg(bins.mass + place), out.best[i] = __ldcg(bins.best + place);
-  }
-  return out;
-}
-
 // The tokens that the limits keep, of a whole row. `needs_mass` false: only kept.best counts, and the boundary bin
 // stays closed where its best could not win.
 struct Cut {
@@ -537,7 +529,13 @@ struct Cut {
   DrawMemory& m;
 
   __device__ Tally operator()(uint64 most, uint64 mass_limit, bool needs_mass) const {
-    Pair level = load(bins);
+    Pair level;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int place = 2 * threadIdx.x + i;
+      level.count[i] = __ldcg(bins.count + place);
+      level.mass[i] = __ldcg(bins.mass + place), level.best[i] = __ldcg(bins.best + place);
+    }
     Tally kept;
     int bin = -1, shift = 0;  // the boundary among the row's bins, once it is open
     uint64 first = 0, span = 0, where = 0;
