@@ -5,10 +5,10 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mistakes import recipe
 from orinkit import target
 from orinkit.bundle import Bundle, Manifest
 from orinkit.errors import VerificationError
@@ -18,7 +18,21 @@ from orinkit_export import gate, plan
 from orinkit_export.build import build
 from orinkit_export.evaluate import Quality
 from orinkit_export.report import data
-from programs import BUILD, DEMO, EVALUATION, ROOT, TARGET, desk, finish, is_tidy, listing, refused, run
+from programs import (
+    BUILD,
+    DEMO,
+    EVALUATION,
+    ROOT,
+    SMALL,
+    TARGET,
+    finish,
+    is_tidy,
+    listing,
+    refused,
+    run,
+    small_desk,
+    write_recipe,
+)
 
 QUALITY = Quality(100, 10.0, 10.3, 3.0, 0.03, 0.2, 0.92, (100,))
 IMPOSSIBLE = EVALUATION | {"bounds": {"perplexity_increase": 1e6, "kl_mean": 0.0, "top1": 0.0}}
@@ -82,34 +96,47 @@ def test_all_that_was_missed_is_told() -> None:
     gate.refuse([], Path("a/report.html"))
 
 
-def test_refused_accepted_and_rebuilt(tmp_path: Path) -> None:
-    out, says = tmp_path / "out", ("kl_mean: expected at most 0, found", "out.report/report.html", "--accept")
-    finish(desk(tmp_path))
-    recipe(evaluation=IMPOSSIBLE)(tmp_path)
+def change(folder: Path, **changes: Any) -> None:
+    """Another recipe for the small model, not calibrated."""
+    write_recipe(folder / "recipe.yaml", {**SMALL, "quantise": {"method": "rtn", "group_size": 32}}, **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    small_desk(tmp_path)
+    change(tmp_path)
+    return tmp_path
+
+
+def test_refused_accepted_and_rebuilt(folder: Path) -> None:
+    out, says = folder / "out", ("kl_mean: expected at most 0, found", "out.report/report.html", "--accept")
+    finish(folder)
+    change(folder, evaluation=IMPOSSIBLE)
 
     before = listing(out)
-    refused(run("orin-export", *BUILD, cwd=tmp_path), says, 1)
+    refused(run("orin-export", *BUILD, cwd=folder), says, 1)
     assert listing(out) == before
     assert [check.name for check in data.read(out).missed] == ["kl_mean"]
-    assert "Refused: kl_mean: expected at most 0" in html(tmp_path)
+    assert "Refused: kl_mean: expected at most 0" in html(folder)
 
-    done = run("orin-export", *BUILD, "--accept", cwd=tmp_path)
+    done = run("orin-export", *BUILD, "--accept", cwd=folder)
     assert (done.returncode, "which misses a bound" in done.stdout) == (0, True)
     assert [step for step in ("quantise", "verify", "float model", "evaluate") if f"{step}: " in done.stderr] == []
     assert opened(out).report["accepted"] == 1
-    assert "Accepted all the same: kl_mean: expected at most 0" in html(tmp_path)
-    assert is_tidy(tmp_path)
+    assert "Accepted all the same: kl_mean: expected at most 0" in html(folder)
+    assert is_tidy(folder)
 
-    before = listing(tmp_path)
-    assert "up to date" in run("orin-export", *BUILD, "--accept", cwd=tmp_path).stderr
-    assert listing(tmp_path) == before
+    before = listing(folder)
+    assert "up to date" in run("orin-export", *BUILD, "--accept", cwd=folder).stderr
+    assert listing(folder) == before
 
-    refused(run("orin-export", *BUILD, cwd=tmp_path), says, 1)
-    assert listing(out).items() <= {name.removeprefix("out/"): entry for name, entry in before.items()}.items()
+    before = listing(out)
+    refused(run("orin-export", *BUILD, cwd=folder), says, 1)
+    assert listing(out) == before
 
-    recipe()(tmp_path)
-    assert "accepted" not in finish(tmp_path).manifest.report
-    assert "Within its bounds." in html(tmp_path)
+    change(folder)
+    assert "accepted" not in finish(folder).manifest.report
+    assert "Within its bounds." in html(folder)
 
 
 def html(folder: Path) -> str:
@@ -120,26 +147,24 @@ def opened(folder: Path) -> Manifest:
     return Bundle.open(folder, keys=None, supported=VERSIONS).manifest
 
 
-def test_to_accept_what_misses_nothing_is_not_recorded(tmp_path: Path) -> None:
-    desk(tmp_path)
-    made = build(plan.read(tmp_path / "recipe.yaml"), target.read(TARGET), tmp_path / "out", accept=True)
+def test_to_accept_what_misses_nothing_is_not_recorded(folder: Path) -> None:
+    made = build(plan.read(folder / "recipe.yaml"), target.read(TARGET), folder / "out", accept=True)
     assert "accepted" not in made.manifest.report
-    assert not data.read(tmp_path / "out").accepted
-    assert finish(tmp_path) == made
+    assert not data.read(folder / "out").accepted
+    assert finish(folder) == made
 
 
-def test_a_text_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
-    recipe(evaluation={"text": "none.txt"})(desk(tmp_path))
-    done = run("orin-export", *BUILD, cwd=tmp_path)
+def test_a_text_that_is_not_there_is_told_before_any_work(folder: Path) -> None:
+    change(folder, evaluation={"text": "none.txt"})
+    done = run("orin-export", *BUILD, cwd=folder)
     refused(done, ("evaluation: text: expected UTF-8 text at none.txt",), 78)
     assert "quantise" not in done.stderr
 
 
-def test_another_recipe_keeps_the_float_model(tmp_path: Path) -> None:
-    recipe(evaluation=IMPOSSIBLE)(desk(tmp_path))
+def test_another_recipe_keeps_the_float_model(folder: Path) -> None:
     for method in ("rtn", "none"):
-        recipe(evaluation=IMPOSSIBLE, quantise={"method": method})(tmp_path)
-        done = run("orin-export", *BUILD, cwd=tmp_path)
+        change(folder, evaluation=IMPOSSIBLE, quantise={"method": method, "group_size": 32})
+        done = run("orin-export", *BUILD, cwd=folder)
         assert ("float model: " in done.stderr, "quantise: " in done.stderr) == (method == "rtn", True)
 
 

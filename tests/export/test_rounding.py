@@ -195,3 +195,16 @@ def test_dead_columns_are_harmless() -> None:
     assert np.isfinite(found.dequantised()).all()
     plain = nearest(weight, found.scales)
     assert loss(weight, found.dequantised(), gram) <= loss(weight, plain.dequantised(), gram)
+
+
+def test_plain_rounding_by_hand() -> None:
+    """s = 14 / 7 = 2 and 1: 14 3.4 becomes 14 4, and -7 0.4 becomes -7 0; the second input counts four times."""
+    weight = np.array([[14, 3.4, -7, 0.4]], np.float32)
+    gram = np.diag(np.array([1, 4, 1, 1], np.float32))
+    lost, power = 4 * 0.6**2 + 0.4**2, 14**2 + 4 * 3.4**2 + 7**2 + 0.4**2
+    assert rounding.plain_loss(weight, 2, gram) == pytest.approx(lost / power, rel=1e-5)
+    assert rounding.plain_loss(np.zeros((1, 4), np.float32), 2, gram) == 0
+
+
+def test_plain_rounding_loses_what_is_known_of_it() -> None:
+    assert rounding.plain_loss(gauss(256, 1024), 128, np.eye(1024, dtype=np.float32)) == pytest.approx(13.8e-3, rel=0.02)

@@ -53,6 +53,7 @@ AttentionChoice choice_of(const Attention& a) {
 }
 
 int check(const Attention& a) {
+  if (device().sm_count == 0) return kNotInitialised;
   if (index_of(a.head_dim) < 0) {
     return bad_argument("attention: head_dim: expected 64, 96, 128 or 256, found %d", a.head_dim);
   }

@@ -2,8 +2,8 @@
 // OrinInt4Gemm for 1..16 tokens: limited by reading W, so W goes straight from memory to the tensor cores, once.
 //
 // W is the m16 operand of m16n8k16 and the tokens the n8 operand. 8 rows of W (a stripe) are the grain of work, since
-// they spread evenly over many SMs. Where an SM has many, a warp takes
-// two at a time. Where it has one, the stripe fills m16 by a trick that costs nothing: a word of 8 columns gives 4 registers
+// they spread evenly over many SMs. Where an SM has many, a warp takes two at a time, which fill m16. Where it has one,
+// the stripe does so alone by a trick that costs nothing: a word of 8 columns gives 4 registers
 //
 //     a0 = columns 0 1, a1 = columns 4 5, a2 = columns 2 3, a3 = columns 6 7     of row lane / 4
 //
@@ -470,4 +470,4 @@ ORIN_FEW(64, 16, true, 1, 2, _pair_zeros)
 ORIN_FEW(128, 8, false, 4, 2, _pair)
 ORIN_FEW(128, 8, true, 2, 2, _pair_zeros)
 ORIN_FEW(128, 16, false, 2, 2, _pair)
-ORIN_FEW(128, 16, true, 1, 2, _pair_zeros)
+ORIN_FEW(128, 16, true, 2, 2, _pair_zeros)

@@ -129,7 +129,8 @@ class Many {
     }
     to += kWeightBytes;
     if (threadIdx.x < kStripes * Part::kGroups) {  // [stripe][group][row]
-      cp_async16(to + 16 * threadIdx.x, static_cast<const char*>(p.scales) + (my_scales + chunk * (16 * Part::kGroups)));
+      cp_async16(to + 16 * threadIdx.x,
+                 static_cast<const char*>(p.scales) + (my_scales + chunk * (16 * Part::kGroups)));
     }
     if (kZeros && threadIdx.x < kStripes * Part::kZeroPairs) {  // [stripe][pair of groups][row]
       cp_async<8>(to + kScaleBytes + 8 * threadIdx.x,

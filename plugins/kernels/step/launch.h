@@ -23,13 +23,12 @@
 //            more than rows. The host must not be ring_steps ahead of what it has read
 //   head     uint64 in pinned host memory: steps whose entries are complete, released to the whole system.
 //            orin_step_head(const orin::Step*) reads it with acquire
-#define ORIN_STEP_FIELDS(P, I, F)                                                                                      \
-  P(tokens)                                                                                                            \
-  P(logprobs)                                                                                                          \
-  P(top_ids)                                                                                                           \
-  P(top_logprobs) P(slots) P(past_lens) P(cu_seqlens) P(logit_rows) P(destinations) P(next_ids) P(next_slots)          \
-      P(next_past_lens) P(next_logit_rows) P(counts) P(stop_ids) P(max_lens) P(clock) P(ring) P(head) I(rows) I(vocab) \
-          I(max_stops) I(max_logprobs) I(ring_steps) I(ring_rows)
+// clang-format off
+#define ORIN_STEP_FIELDS(P, I, F)                                                                                   \
+  P(tokens) P(logprobs) P(top_ids) P(top_logprobs) P(slots) P(past_lens) P(cu_seqlens) P(logit_rows)                \
+  P(destinations) P(next_ids) P(next_slots) P(next_past_lens) P(next_logit_rows) P(counts) P(stop_ids) P(max_lens)  \
+  P(clock) P(ring) P(head) I(rows) I(vocab) I(max_stops) I(max_logprobs) I(ring_steps) I(ring_rows)
+// clang-format on
 
 ORIN_ABI(Step, step, ORIN_STEP_FIELDS)
 

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from orinkit.errors import EngineError
 
-_KINDS = {"P": ctypes.c_void_p, "I": ctypes.c_int32, "F": ctypes.c_float}
+_KINDS = {
+    "P": ctypes.c_void_p,
+    "I": ctypes.c_int32,
+    "U": ctypes.c_uint64,
+    "F": ctypes.c_float,
+    "D": ctypes.c_double,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class KernelLibrary:
         return Device(*values)
 
     def fields(self, launcher: str) -> dict[str, str]:
-        """Names of a launcher's struct with their kinds: P pointer, I int32, F float32. Raises EngineError."""
+        """Names of a launcher's struct with their kinds: P pointer, I int32, U uint64, F float32, D float64. Raises EngineError."""
         describe = getattr(self._library, f"orin_{launcher}_fields", None)
         if describe is None:
             raise EngineError(f"the kernel library has no launcher {launcher!r}; build it again with: make kernels")
