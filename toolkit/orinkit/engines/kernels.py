@@ -54,7 +54,7 @@ class KernelLibrary:
         return Device(*values)
 
     def fields(self, launcher: str) -> dict[str, str]:
-        """Names of a launcher's struct with their kinds: P pointer, I int32, U uint64, F float32, D float64. Raises EngineError."""
+        """Names of a launcher's struct with their kinds, the keys of `_KINDS`. Raises EngineError."""
         describe = getattr(self._library, f"orin_{launcher}_fields", None)
         if describe is None:
             raise EngineError(f"the kernel library has no launcher {launcher!r}; build it again with: make kernels")
