@@ -70,6 +70,28 @@ def quantise(x: Array) -> tuple[Array, Array]:
     return np.rint(x / safe[..., None]).astype(np.int8), scale
 
 
+def _int8_cache(kv: Array) -> dict[str, Array]:
+    """`kv` quantised; where it is NaN, bytes of 0xFF and scales of NaN."""
+    free = np.isnan(kv[..., 0])
+    values, scale = quantise(np.nan_to_num(kv))
+    values[free], scale[free] = -1, np.nan
+    return {"kv": values, "kv_scale": scale}
+
+
+def _attributes(heads: Heads, window: int, softcap: float) -> dict[str, Any]:
+    return {
+        "heads": heads.heads,
+        "kv_heads": heads.kv_heads,
+        "head_dim": heads.head_dim,
+        "rotary_dim": heads.rotary_dim,
+        "window": window,
+        "scale": heads.head_dim**-0.5,
+        "softcap": softcap,
+        "gate": heads.gate,
+        "norm_eps": 1e-6,
+    }
+
+
 def step(
     heads: Heads,
     rows: list[Row],
@@ -96,12 +118,7 @@ def step(
         kv[row.slot, :, :, :held] = rng.standard_normal((2, heads.kv_heads, held, heads.head_dim))
     longest = max(row.tokens + row.past for row in rows if row.slot >= 0)
     angles = np.arange(longest)[:, None] * 0.02 ** (np.arange(heads.rotary_dim // 2)[None] / heads.rotary_dim * 2)
-    cache: dict[str, Array] = {"kv": kv.astype(np.float16)}
-    if int8:
-        free = np.isnan(kv[..., 0])
-        values, scale = quantise(np.nan_to_num(kv))
-        values[free], scale[free] = -1, np.nan
-        cache = {"kv": values, "kv_scale": scale}
+    cache = _int8_cache(kv) if int8 else {"kv": kv.astype(np.float16)}
     norms = {name: 1 + rng.standard_normal(heads.head_dim).astype(np.float32) * 0.1 for name in ("q_norm", "k_norm")}
     inputs = {
         "qkv": qkv,
@@ -113,17 +130,7 @@ def step(
         "cos": np.cos(angles).astype(np.float32),
         "sin": np.sin(angles).astype(np.float32),
     }
-    attributes = {
-        "heads": heads.heads,
-        "kv_heads": heads.kv_heads,
-        "head_dim": heads.head_dim,
-        "rotary_dim": heads.rotary_dim,
-        "window": window,
-        "scale": heads.head_dim**-0.5,
-        "softcap": softcap,
-        "gate": heads.gate,
-        "norm_eps": 1e-6,
-    }
+    attributes = _attributes(heads, window, softcap)
     return Step(inputs, attributes, max(row.tokens for row in rows), longest)
 
 

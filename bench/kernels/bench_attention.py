@@ -64,64 +64,69 @@ class Shape:
         return 4.0 * self.sequences * self.heads.heads * self.heads.head_dim * seen
 
 
+def _activations(shape: Shape) -> dict[str, gpu.Array]:
+    """What all layers of a chain share."""
+    rng, heads = np.random.default_rng(1), shape.heads
+    rows, width = shape.sequences * shape.tokens, heads.heads * (1 + heads.gate) + 2 * heads.kv_heads
+    angles = rng.standard_normal((shape.length, heads.rotary_dim // 2)).astype(np.float32)
+    return {
+        "qkv": gpu.Array(rng.standard_normal((rows, width * heads.head_dim), np.float32).astype(np.float16)),
+        "cu_seqlens": gpu.Array(np.arange(shape.sequences + 1, dtype=np.int32) * shape.tokens),
+        "past_lens": gpu.Array(np.full(shape.sequences, shape.past, np.int32)),
+        "slots": gpu.Array(np.arange(shape.sequences, dtype=np.int32)),
+        "q_norm": gpu.Array(np.ones(heads.head_dim, np.float32)),
+        "k_norm": gpu.Array(np.ones(heads.head_dim, np.float32)),
+        "cos": gpu.Array(np.cos(angles)),
+        "sin": gpu.Array(np.sin(angles)),
+        "y": gpu.Array(np.zeros((rows, heads.heads * heads.head_dim), np.float16)),
+    }
+
+
+def _caches(shape: Shape, layers: int) -> dict[str, gpu.Array]:
+    rng, heads = np.random.default_rng(2), shape.heads
+    vectors = shape.sequences * 2 * heads.kv_heads * shape.length
+    if not shape.int8:
+        some = rng.standard_normal(1 << 22).astype(np.float16)
+        return {"kv": gpu.Array(np.resize(some, (layers, vectors * heads.head_dim)))}
+    bytes_ = rng.integers(-127, 128, 1 << 22).astype(np.int8)
+    return {
+        "kv": gpu.Array(np.resize(bytes_, (layers, vectors * heads.head_dim))),
+        "kv_scale": gpu.Array(np.full((layers, vectors), 0.01, np.float32)),
+    }
+
+
+def _sizes(shape: Shape) -> dict[str, float]:
+    heads = {name: value for name, value in shape.heads._asdict().items() if name != "qk_norm"}
+    return heads | {
+        "tokens": shape.sequences * shape.tokens,
+        "sequences": shape.sequences,
+        "max_step": shape.tokens,
+        "max_length": shape.length,
+        "capacity": shape.length,
+        "window": 0,
+        "scale": shape.heads.head_dim**-0.5,
+        "softcap": 0.0,
+        "norm_eps": 1e-6,
+    }
+
+
 class Layers:
     """One step through layers with a cache each."""
 
     def __init__(self, kernels: KernelLibrary, stream: gpu.Stream, shape: Shape, layers: int) -> None:
-        rng, heads = np.random.default_rng(1), shape.heads
         self.kernels, self.stream = kernels, stream
-        rows, width = shape.sequences * shape.tokens, (heads.heads * (1 + heads.gate) + 2 * heads.kv_heads)
-        some = rng.standard_normal(1 << 22).astype(np.float16)
-        vectors = shape.sequences * 2 * heads.kv_heads * shape.length
-        cache = rng.integers(-128, 128, 1 << 22).astype(np.int8) if shape.int8 else some
-        angles = rng.standard_normal((shape.length, max(1, heads.rotary_dim // 2))).astype(np.float32)
-        self.arrays = {
-            "qkv": gpu.Array(np.resize(some, (rows, width * heads.head_dim))),
-            "kv": gpu.Array(np.resize(cache, (layers, vectors * heads.head_dim))),
-            "kv_scale": gpu.Array(np.full((layers, vectors if shape.int8 else 1), 0.01, np.float32)),
-            "cu_seqlens": gpu.Array(np.arange(shape.sequences + 1, dtype=np.int32) * shape.tokens),
-            "past_lens": gpu.Array(np.full(shape.sequences, shape.past, np.int32)),
-            "slots": gpu.Array(np.arange(shape.sequences, dtype=np.int32)),
-            "q_norm": gpu.Array(np.ones(heads.head_dim, np.float32)),
-            "k_norm": gpu.Array(np.ones(heads.head_dim, np.float32)),
-            "cos": gpu.Array(np.cos(angles)),
-            "sin": gpu.Array(np.sin(angles)),
-            "y": gpu.Array(np.zeros((rows, heads.heads * heads.head_dim), np.float16)),
-        }
-        self.values: dict[str, Any] = {name: array.pointer for name, array in self.arrays.items()}
-        self.values |= {
-            **heads._asdict(),
-            "tokens": rows,
-            "sequences": shape.sequences,
-            "max_step": shape.tokens,
-            "max_length": shape.length,
-            "capacity": shape.length,
-            "window": 0,
-            "scale": heads.head_dim**-0.5,
-            "softcap": 0.0,
-            "norm_eps": 1e-6,
-            "workspace": None,
-            "counters": None,
-        }
-        del self.values["qk_norm"]
-        if not shape.int8:
-            self.values["kv_scale"] = None
-        sized = kernels.arguments("attention", **self.values)
-        for name, query in (("workspace", "attention_workspace"), ("counters", "attention_counters")):
-            self.arrays[name] = gpu.Array(np.zeros(kernels.query(query, sized), np.uint8))
-            self.values[name] = self.arrays[name].pointer
-        kv, scale = self.arrays["kv"], self.arrays["kv_scale"]
-        self.layers = [
-            kernels.arguments(
-                "attention",
-                **{
-                    **self.values,
-                    "kv": kv.pointer + layer * kv.nbytes // layers,
-                    "kv_scale": scale.pointer + layer * scale.nbytes // layers if shape.int8 else None,
-                },
-            )
-            for layer in range(layers)
-        ]
+        self.arrays = {**_activations(shape), **_caches(shape, layers)}
+        values: dict[str, Any] = {"kv_scale": None, "workspace": None, "counters": None, **_sizes(shape)}
+        values |= {name: array.pointer for name, array in self.arrays.items()}
+        sized = kernels.arguments("attention", **values)
+        for name in ("workspace", "counters"):
+            self.arrays[name] = gpu.Array(np.zeros(kernels.query(f"attention_{name}", sized), np.uint8))
+            values[name] = self.arrays[name].pointer
+        states = {name: self.arrays[name] for name in ("kv", "kv_scale") if name in self.arrays}
+        self.layers = []
+        for layer in range(layers):
+            own = {name: array.pointer + layer * array.nbytes // layers for name, array in states.items()}
+            self.layers.append(kernels.arguments("attention", **(values | own)))
 
     def microseconds(self, repeats: int = 20) -> float:
         """Of one layer in a captured chain of all."""

@@ -252,12 +252,11 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(tmp_path: Path) -> No
 def test_an_interrupt_at_the_prompt_ends_the_program(bundle: Path) -> None:
     with Terminal("chat", str(bundle)) as terminal:
         terminal.read_until(b"> ")
-        is_running = True
-        while is_running:
+        for _ in range(60):
             terminal.interrupt()  # again, if it came between Python's prompt and its wait for input
             with contextlib.suppress(subprocess.TimeoutExpired):
                 terminal.process.wait(timeout=1)
-                is_running = False
+                break
         code, seen = terminal.finish()
     assert code == 130
     assert b"Traceback" not in seen

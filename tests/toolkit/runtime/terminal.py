@@ -16,13 +16,23 @@ PROGRAM = [sys.executable, "-m", "toolkit.runtime.fake_program"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "dumb"}
 
 
+def _heed_interrupts() -> None:
+    """A shell that runs the tests in the background lets its children ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """orin-run on a terminal of its own; a test that waits for what never comes fails after a minute."""
 
     def __init__(self, *arguments: str) -> None:
         self.end, other = pty.openpty()
         self.process = subprocess.Popen(
-            [*PROGRAM, *arguments, "--engine", "fake"], env=ENVIRONMENT, stdin=other, stdout=other, stderr=other
+            [*PROGRAM, *arguments, "--engine", "fake"],
+            env=ENVIRONMENT,
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            preexec_fn=_heed_interrupts,
         )
         os.close(other)
         self.seen = b""
