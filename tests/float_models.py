@@ -37,9 +37,7 @@ class FloatModel:
     def layer(self, index: int) -> Arrays:
         """The weights of one layer by their names without its prefix."""
         prefix = f"layers.{index}."
-        return {
-            name.removeprefix(prefix): array for name, array in self.weights.items() if name.startswith(prefix)
-        }
+        return {name.removeprefix(prefix): array for name, array in self.weights.items() if name.startswith(prefix)}
 
     def replaced(self, index: int, arrays: Arrays) -> FloatModel:
         """The same model with other weights in one layer."""
@@ -51,7 +49,7 @@ class FloatModel:
         shared = {name: array for name, array in self.weights.items() if name.startswith("rope.")}
         hidden = self.weights["embedding.weight"][ids][None]
         for index in range(len(self.spec.layers)):
-            rows = self.runner.forward(index, self.layer(index), shared, hidden, lambda count: None)
+            rows = self.runner.forward(index, self.layer(index), shared, hidden, lambda _: None)
             hidden = np.stack(list(rows))
         return rms_norm(hidden[0], self.weights["final_norm"], self.spec.norm_eps) @ self.weights["head.weight"].T
 

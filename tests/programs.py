@@ -53,7 +53,7 @@ SMALL = {
     "golden": {"prompts": ["ROMEO:", "To be, or not to be", "1 2 3"], "tokens": 4},
 }
 """A recipe for a small random model, which is soon calibrated."""
-PROGRESS = re.compile(r"[\w ]+: .* in [\d.]+ s|verify: golden .*|not used: .*")
+PROGRESS = re.compile(r"[\w ]+: (.* in [\d.]+ s|\d+ %, .* left)|verify: golden .*|not used: .*")
 OPEN = {"orin-export": "orinkit_export.cli", "orin-run": "orinkit.cli"}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 

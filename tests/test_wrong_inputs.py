@@ -27,7 +27,7 @@ from mistakes import (
     weight,
     wider_blocks,
 )
-from programs import BUILD, desk, listing, refused, run, succeed
+from programs import BUILD, EVALUATION, desk, listing, refused, run, succeed
 
 BLOB = "checkpoint/model.safetensors"
 
@@ -40,8 +40,8 @@ class Wrong:
     says: tuple[str, ...]
     code: int = 78
     arguments: tuple[str | Path, ...] = BUILD
-    stays: bool = False
-    """Whether out.work stays, because another run can go on with what is in it."""
+    stays: tuple[str, ...] = ()
+    """What is left: out.work, because another run can go on with what is in it, and the report if there is one."""
 
 
 def shapes(**changes: object) -> Act:
@@ -74,6 +74,9 @@ SETTINGS = {
         recipe(checkpoint=ELSEWHERE), (f"hf download organisation/model --revision {COMMIT} --local-dir elsewhere",)
     ),
     "no folder known": Wrong(recipe(checkpoint={"path": "none"}), ("none: expected a checkpoint folder, found none",)),
+    "no text": Wrong(
+        recipe(evaluation={"text": "absent.txt"}), ("evaluation: text: expected UTF-8 text at absent.txt",)
+    ),
     "group size": Wrong(wider_blocks, ("layers.0.down.weight: ", "128", "800")),
 }
 CHECKPOINTS = {
@@ -114,21 +117,33 @@ TOKENIZERS = {
         file("checkpoint/chat_template.jinja", "{{ messages.x.y }}"), ("chat template: it fails", "'x'", "correct it")
     ),
 }
+STRICT = EVALUATION | {"bounds": {"perplexity_increase": 1e6, "kl_mean": 0.0, "top1": 0.0}}
 LATE = {
     "activations": Wrong(
-        weight("model.layers.0.input_layernorm.weight", 3e4), ("layers.0", "float16"), code=1, stays=True
+        weight("model.layers.0.input_layernorm.weight", 3e4), ("layers.0", "float16"), code=1, stays=("out.work",)
     ),
     "NaN let through": Wrong(
         weight("model.layers.0.input_layernorm.weight", float("nan"), 5),
         ("layers.0", "float16"),
         code=1,
         arguments=(*BUILD, "--allow-nonfinite"),
-        stays=True,
+        stays=("out.work",),
     ),
     "infinity let through": Wrong(
         weight(DOWN, float("inf"), (7, 9)), ("layers.3.down.weight", "inf"), arguments=(*BUILD, "--allow-nonfinite")
     ),
-    "no key": Wrong(nothing, ("private key absent: No such file",), arguments=(*BUILD, "--sign", "absent"), stays=True),
+    "no key": Wrong(
+        nothing,
+        ("private key absent: No such file",),
+        arguments=(*BUILD, "--sign", "absent"),
+        stays=("out.report", "out.work"),
+    ),
+    "missed bound": Wrong(
+        recipe(evaluation=STRICT),
+        ("kl_mean: expected at most 0, found", "--accept"),
+        1,
+        stays=("out.report", "out.work"),
+    ),
 }
 OUTPUTS = {
     "below a file": Wrong(nothing, ("recipe.yaml/out.work", "check the path"), 75, (*BUILD, "-o", "recipe.yaml/out")),
@@ -165,7 +180,7 @@ def test_a_wrong_input_is_one_line_and_changes_nothing(case: Wrong, tmp_path: Pa
     before = listing(tmp_path)
     refused(run("orin-export", *case.arguments, cwd=tmp_path), case.says, case.code)
     after = listing(tmp_path)
-    assert {name.split("/")[0] for name in after.keys() - before.keys()} == ({"out.work"} if case.stays else set())
+    assert {name.split("/")[0] for name in after.keys() - before.keys()} == set(case.stays)
     assert {name: after[name] for name in before} == before
 
 

@@ -117,13 +117,24 @@ def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance, 
 
 
 def _provenance(plan: Plan) -> Provenance:
+    """What the bundle is made of. Raises ConfigError: a text that cannot be read."""
+    texts = _texts(plan)
     paths = plan.checkpoint.files()
     entries = []
     with progress("hash", sum(path.stat().st_size for path in paths), "MB", 1e6) as advance:
         for path in paths:
             entries.append(FileEntry(path.name, path.stat().st_size, _digest(path, advance)))
     source = plan.recipe.checkpoint
-    return Provenance(f"orinkit {metadata.version('orinkit')}", tuple(entries), source.repository, source.revision)
+    tool = f"orinkit {metadata.version('orinkit')}"
+    return Provenance(tool, tuple(entries), source.repository, source.revision, texts)
+
+
+def _texts(plan: Plan) -> dict[str, str]:
+    """Digests of the texts that the recipe has use for."""
+    used = {"evaluation": plan.evaluation_ids()}
+    if plan.recipe.quantise.method in prepare.CALIBRATED:
+        used["calibration"] = plan.calibration_ids()
+    return {section: hashlib.sha256(ids.tobytes()).hexdigest() for section, ids in used.items()}
 
 
 def _digest(path: Path, advance: Advance = lambda _: None) -> str:
@@ -141,7 +152,7 @@ def _made(plan: Plan, work: Path, provenance: Provenance) -> dict[str, Path]:
     def stage(name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
         return stages.run(work, name, inputs, cost.measured(make))
 
-    on_text = baseline.inputs(plan, provenance)  # first, so that a wrong text is told before the work of hours
+    on_text = baseline.inputs(plan, provenance)
     model = stage("model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
     made = {"graph": _digest(model / GRAPH), "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8"))}
     asked = made | {"golden": config.dump(plan.recipe.golden), "shapes": config.dump(plan.recipe.shapes)}
@@ -154,9 +165,10 @@ def _made(plan: Plan, work: Path, provenance: Provenance) -> dict[str, Path]:
 
 def _model_inputs(plan: Plan, provenance: Provenance) -> dict[str, Any]:
     return {
-        "provenance": config.dump(provenance),
+        "tool": provenance.tool,
+        "files": config.dump(provenance.files),
         "quantise": config.dump(plan.recipe.quantise),
-        "calibration": prepare.inputs(plan),
+        "calibration": provenance.texts.get("calibration"),
         "activations": plan.recipe.activations,
         "capacity": plan.recipe.shapes.capacity,
         "model": config.dump(plan.spec),

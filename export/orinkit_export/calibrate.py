@@ -91,12 +91,15 @@ class Hidden:
         return np.asarray(np.load(self._path(layer), mmap_mode="r"))
 
     def write(self, shape: tuple[int, ...], rows: Iterator[Float32]) -> None:
-        """Make the input of the next layer from one array per sequence; it counts from `commit` on."""
-        with writing(self._folder):
-            target = np.lib.format.open_memmap(self._folder / PARTIAL, "w+", np.float32, shape)
-        for index, block in enumerate(rows):
-            target[index] = block
-        target.flush()
+        """Make the input of the next layer from one array per sequence; it counts from `commit` on.
+
+        Written, not mapped: on a full disk a mapped file ends the process without a word.
+        """
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        with writing(self._folder), (self._folder / PARTIAL).open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in rows:
+                file.write(np.ascontiguousarray(block, "<f4").data)
 
     def commit(self, layer: int) -> None:
         """What was written is the input of `layer`; the layer before is finished and its input removed."""

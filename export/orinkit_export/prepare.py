@@ -7,7 +7,6 @@ on the calibration text, search the fold vectors, fold. What was found lies in `
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orinkit import config
 from orinkit.ops.description import rms_norm
 from orinkit_export import quantise, smoothing
 from orinkit_export.calibrate import Hidden, LayerRunner, Statistics
@@ -46,14 +44,6 @@ OUTLIER = 8
 """A channel is an outlier from so many times the mean magnitude of the median channel on."""
 
 CALIBRATED = frozenset({"awq", "gptq", "awq+gptq"})
-
-
-def inputs(plan: Plan) -> dict[str, Any] | None:
-    """What a calibrated result depends on besides the checkpoint: the settings and the digest of the token ids."""
-    if plan.recipe.quantise.method not in CALIBRATED:
-        return None
-    digest = hashlib.sha256(plan.calibration_ids().tobytes()).hexdigest()
-    return {"settings": config.dump(plan.recipe.calibration), "ids": digest}
 
 
 def weights(plan: Plan, folder: Path) -> Iterator[Prepared]:

@@ -29,8 +29,16 @@ SHRINK = np.arange(67, 129) / 112
 DAMPING = 0.01
 """Share of the mean of diag(H) that GPTQ adds to the diagonal; ten times more after a failed factorisation."""
 
+DESCENTS = 3
+"""Times that integers and scales are gone through again after GPTQ."""
+
+ROWS = 512
+"""Rows that one thread has in hand."""
+
 BLOCK = 128
-"""Columns that GPTQ finishes before it updates all that follow."""
+"""Largest triangular matrix that is inverted in one piece."""
+
+THREADS = len(os.sched_getaffinity(0))
 
 _CACHED = 1 << 18
 """Weights searched at a time by one thread: with its temporaries a piece stays in the CPU's cache."""
@@ -54,7 +62,7 @@ class Rounded:
 def by_rows(rows: int, columns: int, work: Callable[[slice], Float16 | UInt8]) -> NDArray[np.generic]:
     """`work` on blocks of rows, several at a time, put together again."""
     step = max(1, _CACHED // columns)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return np.concatenate(list(pool.map(work, (slice(start, start + step) for start in range(0, rows, step)))))
 
 
@@ -127,42 +135,62 @@ class Rounder:
     def __init__(self, group_size: int, gram: Float32 | None = None, spread_errors: bool = False) -> None:
         """`gram` is H [K, K] of the matrix' inputs; `spread_errors` asks for GPTQ and needs it."""
         self._group_size = group_size
-        self._gram = gram
-        self._order: NDArray[np.intp] | None = None
-        self._factor: Float32 | None = None
+        self._importance = None if gram is None else np.diag(gram).copy()
+        self._spread: _Spread | None = None
         if spread_errors and gram is not None:
-            self._order = _order(np.diag(gram), group_size)
-            self._factor = _inverse_factor(gram[np.ix_(self._order, self._order)])
+            order = _order(np.diag(gram), group_size)
+            ordered = gram[np.ix_(order, order)]
+            factor = _inverse_factor(ordered)
+            self._spread = None if factor is None else _Spread(order, ordered, factor, group_size)
 
     def __call__(self, weight: Float32) -> Rounded:
         """Round rows [N, K]."""
-        scales = scales_of(weight, self._group_size, None if self._gram is None else np.diag(self._gram).copy())
-        plain = nearest(weight, scales)
-        if self._gram is None or self._order is None or self._factor is None:
-            return plain
-        spread = self._spread(weight, scales, self._gram, self._order, self._factor)
-        better = loss(weight, spread.dequantised(), self._gram) < loss(weight, plain.dequantised(), self._gram)
-        return spread if better else plain
+        scales = scales_of(weight, self._group_size, self._importance)
+        return nearest(weight, scales) if self._spread is None else self._spread(weight, scales)
 
-    def _spread(
-        self, weight: Float32, scales: Float16, gram: Float32, order: NDArray[np.intp], factor: Float32
-    ) -> Rounded:
-        """GPTQ with static groups and group-aware order: groups by falling mean of diag(H), columns of a group by
-        falling diag(H). The order is undone at the end, so that nothing about it is stored."""
-        dead = np.diag(gram)[order] <= 0
-        columns = np.where(dead[:, None], np.float32(0), weight.T[order])
-        wide = scales.astype(np.float32).T[order // self._group_size]
-        values = np.empty(columns.shape, np.uint8)
-        parts = np.array_split(np.arange(weight.shape[0]), os.cpu_count() or 1)
 
-        def sweep(rows: NDArray[np.intp]) -> None:
-            values[:, rows] = _sweep(columns[:, rows], wide[:, rows], factor)
+@dataclass(frozen=True)
+class _Spread:
+    """GPTQ with static groups and group-aware order: groups by falling mean of diag(H), columns of a group by falling
+    diag(H). The order is undone at the end, so that nothing about it is stored."""
 
-        with ThreadPoolExecutor(len(parts)) as pool:
-            list(pool.map(sweep, parts))
-        restored = np.empty_like(values)
-        restored[order] = values
-        return Rounded(np.ascontiguousarray(restored.T), scales)
+    order: NDArray[np.intp]
+    gram: Float32
+    """H in that order."""
+    factor: Float32
+    group_size: int
+
+    def __call__(self, weight: Float32, scales: Float16) -> Rounded:
+        values, found = np.empty(weight.shape, np.uint8), np.empty_like(scales)
+
+        def work(start: int) -> None:
+            rows = slice(start, start + ROWS)
+            values[rows], found[rows] = self._rows(weight[rows], scales[rows])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(work, range(0, len(weight), ROWS)))
+        return Rounded(values, found)
+
+    def _rows(self, weight: Float32, scales: Float16) -> tuple[UInt8, Float16]:
+        """Transposed and in order, so that a column of the matrix is a row in memory; row by row never worse than the
+        nearest integers."""
+        groups = self.order[:: self.group_size] // self.group_size
+        columns, start = weight.T[self.order], scales.T[groups].astype(np.float32)
+        plain = np.clip(np.rint(columns / self._wide(start)), -8, 7)
+        values, wide = _sweep(columns.copy(), start, self.factor), start.copy()
+        _descend(columns, values, wide, self.gram)
+        worse = self._losses(columns, values * self._wide(wide)) > self._losses(columns, plain * self._wide(start))
+        restored, found = np.empty(values.shape, np.uint8), np.empty(start.shape, np.float16)
+        restored[self.order] = np.where(worse, plain, values) + int4.ZERO
+        found[groups] = np.where(worse, start, wide)
+        return restored.T, found.T
+
+    def _wide(self, scales: Float32) -> Float32:
+        return np.repeat(scales, self.group_size, axis=0)
+
+    def _losses(self, columns: Float32, rounded: Float32) -> Float32:
+        difference = rounded - columns
+        return np.asarray(np.einsum("kn,kn->n", self.gram @ difference, difference), np.float32)
 
 
 def _order(importance: NDArray[np.float32], group_size: int) -> NDArray[np.intp]:
@@ -176,29 +204,71 @@ def _inverse_factor(gram: Float32) -> Float32 | None:
     """U, upper triangular, with H^-1 = U^T U, of the damped H; None when no damping makes it positive definite."""
     diagonal = np.diag(gram)
     for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
-        damped = gram.astype(np.float64)
-        damped[np.diag_indices_from(damped)] += np.where(diagonal <= 0, 1.0, damping * float(diagonal.mean()))
+        # H = R R^T with R upper triangular is the factorisation of the reversed order, and U is the inverse of R.
+        damped = gram[::-1, ::-1].astype(np.float64)
+        damped[np.diag_indices_from(damped)] += np.where(diagonal <= 0, 1.0, damping * float(diagonal.mean()))[::-1]
         try:
-            # H = L L^T of the reversed order gives the upper factor of the inverse without forming the inverse twice.
-            lower = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-            return np.asarray(np.linalg.inv(lower), np.float32)
+            factor = np.asarray(np.linalg.cholesky(damped)[::-1, ::-1], np.float64)
         except np.linalg.LinAlgError:
             continue
+        _invert(factor)
+        return factor.astype(np.float32)
     return None
 
 
-def _sweep(columns: Float32, scales: Float32, factor: Float32) -> UInt8:
-    """Integers [K, n] of `columns` [K, n], the transposed weights, which are used up."""
-    count = len(columns)
-    values = np.empty(columns.shape, np.uint8)
-    for start in range(0, count, BLOCK):
-        end = min(start + BLOCK, count)
-        errors = np.empty((end - start, columns.shape[1]), np.float32)
+def _invert(upper: NDArray[np.float64]) -> None:
+    """Invert an upper triangular matrix in place, half by half: a quarter of the work of a general inverse."""
+    half = len(upper) // 2
+    if len(upper) <= BLOCK:
+        upper[:] = np.linalg.inv(upper)
+        return
+    _invert(upper[:half, :half])
+    _invert(upper[half:, half:])
+    upper[:half, half:] = -(upper[:half, :half] @ upper[:half, half:]) @ upper[half:, half:]
+
+
+def _sweep(columns: Float32, scales: Float32, factor: Float32) -> Float32:
+    """GPTQ's integers -8..7 [K, n] of `columns` [K, n], which are used up, with `scales` [K/G, n]."""
+    group_size = len(columns) // len(scales)
+    values = np.empty_like(columns)
+    for start in range(0, len(columns), group_size):
+        end, scale = start + group_size, scales[start // group_size]
+        errors = np.empty((group_size, columns.shape[1]), np.float32)
         for j in range(start, end):
-            rounded = np.clip(np.rint(columns[j] / scales[j]), -8, 7)
-            values[j] = rounded + int4.ZERO
-            error = (columns[j] - rounded * scales[j]) / factor[j, j]
-            columns[j + 1 : end] -= factor[j, j + 1 : end, None] * error
-            errors[j - start] = error
+            values[j] = np.clip(np.rint(columns[j] / scale), -8, 7)
+            errors[j - start] = (columns[j] - values[j] * scale) / factor[j, j]
+            columns[j + 1 : end] -= factor[j, j + 1 : end, None] * errors[j - start]
         columns[end:] -= factor[start:end, end:].T @ errors
     return values
+
+
+def _descend(columns: Float32, values: Float32, scales: Float32, gram: Float32) -> None:
+    """Lower the loss of `columns` [K, n] further, in place: integer by integer, and each group's scale by least squares
+    (coordinate descent). What GPTQ decided early, it could not choose with a view to what came later."""
+    group_size = len(columns) // len(scales)
+    slope = gram @ (values * np.repeat(scales, group_size, axis=0) - columns)
+    for start in [*range(0, len(columns), group_size)] * DESCENTS:
+        inside = slice(start, start + group_size)
+        block, group = gram[inside, inside], start // group_size
+        before = values[inside] * scales[group]
+        _descend_integers(values[inside], scales[group], block, slope[inside].copy())
+        scales[group] = _best_scale(values[inside], scales[group], before, block, slope[inside])
+        slope += gram[:, inside] @ (values[inside] * scales[group] - before)
+
+
+def _descend_integers(values: Float32, scale: Float32, block: Float32, slope: Float32) -> None:
+    """Each integer of a group in turn becomes the best one while all others stay."""
+    for j in np.flatnonzero(np.diag(block) > 0):
+        best = np.clip(np.rint(values[j] - slope[j] / (block[j, j] * scale)), -8, 7)
+        slope[j + 1 :] += block[j, j + 1 :, None] * ((best - values[j]) * scale)
+        values[j] = best
+
+
+def _best_scale(values: Float32, scale: Float32, before: Float32, block: Float32, slope: Float32) -> Float32:
+    """The scale [n] of a group that its integers would have, in float16; `slope` belongs to the products `before`."""
+    turned = block @ values
+    curvature = np.einsum("gn,gn->n", turned, values)
+    gradient = np.einsum("gn,gn->n", values, slope) + np.einsum("gn,gn->n", turned, values * scale - before)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        best = (scale - gradient / curvature).astype(np.float16).astype(np.float32)
+    return np.where(np.isfinite(best) & (best != 0) & (curvature > 0), best, scale)

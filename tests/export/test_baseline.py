@@ -19,7 +19,8 @@ from orinkit_export.reference import ReferenceGraph
 from programs import content, small_desk
 from tolerances import LOGITS_FLOAT32
 
-MADE = Provenance("orinkit 1", (FileEntry("model.safetensors", 1, "0" * 64),))
+FILES = (FileEntry("model.safetensors", 1, "0" * 64),)
+MADE = Provenance("orinkit 1", FILES, texts={"evaluation": "2" * 64, "calibration": "3" * 64})
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +72,9 @@ def test_a_killed_run_goes_on_at_its_layer(planned: Plan, tmp_path: Path, monkey
     assert list(content(tmp_path / "whole")) == [f"hidden-{last}.npy"]
 
 
-def test_what_the_rows_depend_on(planned: Plan, tmp_path: Path) -> None:
+def test_what_the_rows_depend_on(planned: Plan) -> None:
     inputs = baseline.inputs(planned, MADE)
     assert baseline.inputs(changed(planned, quantise=Quantise(method="rtn", group_size=64)), MADE) == inputs
-    assert baseline.inputs(planned, replace(MADE, tool="orinkit 2")) == inputs
-    assert baseline.inputs(planned, Provenance("orinkit 1", (FileEntry("a", 1, "1" * 64),))) != inputs
-    for other in (Evaluation(sequences=2, tokens=24), Evaluation(sequences=3, tokens=23)):
-        assert baseline.inputs(changed(planned, evaluation=other), MADE) != inputs
+    assert baseline.inputs(planned, replace(MADE, tool="orinkit 2", texts={"evaluation": "2" * 64})) == inputs
+    assert baseline.inputs(planned, replace(MADE, files=(FileEntry("a", 1, "1" * 64),))) != inputs
+    assert baseline.inputs(planned, replace(MADE, texts={"evaluation": "4" * 64})) != inputs

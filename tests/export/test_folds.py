@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_fold_changes_nothing(point: str, model: FloatModel, expected: Float32
 
 
 def test_all_folds_together_change_nothing(model: FloatModel, expected: Float32) -> None:
-    changed = folded(model, lambda index, fold: True)
+    changed = folded(model, lambda *_: True)
     assert sum(not np.array_equal(changed.weights[name], model.weights[name]) for name in model.weights) >= 6
     assert relative(changed.logits(), expected) < SAME
 
@@ -102,7 +103,7 @@ def test_every_channel_of_every_quantised_matrix_is_in_a_fold(model: FloatModel)
 # What is no fold
 
 
-def scaled(arrays: Arrays, name: str, rows: slice, by: Float32) -> None:
+def scaled(arrays: Arrays, name: str, rows: slice, by: NDArray[Any]) -> None:
     arrays[name] = arrays[name].copy()
     arrays[name][rows] *= by.reshape(-1, *[1] * (arrays[name].ndim - 1))
 

@@ -168,6 +168,17 @@ def test_another_recipe_keeps_the_float_model(folder: Path) -> None:
         assert ("float model: " in done.stderr, "quantise: " in done.stderr) == (method == "rtn", True)
 
 
+def test_another_text_of_the_same_name_is_another_export(folder: Path) -> None:
+    change(folder, evaluation=EVALUATION | {"text": "mine.txt"})
+    made = []
+    for line in ("to be or not to be ", "that is the question "):
+        (folder / "mine.txt").write_text(line * 4)
+        made.append(finish(folder).manifest)
+    assert made[0].recipe == made[1].recipe
+    assert made[0].provenance.texts["evaluation"] != made[1].provenance.texts["evaluation"]
+    assert made[0].report["quality_perplexity"] != made[1].report["quality_perplexity"]
+
+
 def test_the_demo_is_within_the_bounds_of_its_size(tmp_path: Path) -> None:
     """As it is shipped, on text that neither its training nor its calibration has seen."""
     planned = plan.read(DEMO)

@@ -32,7 +32,7 @@ def correlated(tokens: int, k: int, seed: int = 0) -> Float32:
     """Inputs whose channels depend on each other and differ in size, as activations do."""
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((tokens, k)) @ (np.eye(k) + 0.3 * rng.standard_normal((k, k)) / np.sqrt(k) * 3)
-    return (mixed * np.exp(rng.standard_normal(k))).astype(np.float32)
+    return np.asarray(mixed * np.exp(rng.standard_normal(k)), np.float32)
 
 
 def gram_of(x: Float32) -> Float32:

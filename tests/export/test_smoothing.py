@@ -26,7 +26,7 @@ def inputs(tokens: int = 600, k: int = K, seed: int = 0) -> Float32:
     """Rows whose channels depend on each other and differ in size a little, as behind a norm."""
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((tokens, k)) @ (np.eye(k) + rng.standard_normal((k, k)) / np.sqrt(k))
-    return (mixed * np.exp(0.2 * rng.standard_normal(k))).astype(np.float32)
+    return np.asarray(mixed * np.exp(0.2 * rng.standard_normal(k)), np.float32)
 
 
 def fold(share: NDArray[np.intp] | None = None) -> Fold:
@@ -126,7 +126,7 @@ def test_outliers_of_channels_that_share_a_vector() -> None:
 
 def test_the_identity_is_kept_where_nothing_is_lost() -> None:
     """Weights that are levels already: no candidate is better than a loss of zero."""
-    levels = np.tile(np.arange(-8, 8), (20, K // 16)).astype(np.float32) / 8
+    levels = np.tile(np.arange(-8, 8), (20, K // 16)).astype(np.float32) / np.float32(8)
     result = found(inputs(), levels)
     assert (result.kind, result.alpha, result.ratio, result.spread) == ("identity", 0.0, 1.0, 1.0)
     assert (result.a == 1).all()

@@ -13,7 +13,7 @@ from orinkit.bundle import Bundle, FileEntry, GoldenCase, Manifest, Provenance, 
 from orinkit.bundle.archive import header
 from orinkit.errors import OrinError
 from orinkit.model import Attention, LayerSpec, ModelSpec, Rope
-from orinkit.recipe import Recipe, Shapes, Source
+from orinkit.recipe import Calibration, Evaluation, Recipe, Shapes, Source
 from orinkit.target import Board, Stack, Target
 
 MARK = "canary-outside"
@@ -41,7 +41,13 @@ def manifest(name: str = "demo", version: int = 1) -> Manifest:
     attention = Attention(heads=4, kv_heads=2, head_dim=16, rotary_dim=16, scale=0.25)
     return Manifest(
         name=name,
-        recipe=Recipe("demo", source, Shapes(capacity=64, chunk=32)),
+        recipe=Recipe(
+            "demo",
+            source,
+            Shapes(capacity=64, chunk=32),
+            calibration=Calibration("/home/somebody/texts/mine.jsonl"),
+            evaluation=Evaluation("../texts/held-out.txt"),
+        ),
         target=Target("host", Board("host", "a host", "x86_64"), Stack("host", "no GPU", "yes", 20)),
         model=ModelSpec("LlamaForCausalLM", 64, 100, 1e-6, True, 64, Rope(1e4), (LayerSpec(128, attention),), (0,)),
         ops=dict(SUPPORTED),

@@ -112,7 +112,7 @@ ATTACKS: Attacks = {
     "golden case without tokens": (_edited(lambda data: data["golden"][0].update(tokens=[])), "at least one token"),
     "division by zero": (
         _edited(lambda data: data["model"]["layers"][0]["attention"].update(kv_heads=0)),
-        "found a 0",
+        "a multiple of kv_heads=0",
     ),
     "repository with a token": (
         _edited(lambda data: data["provenance"].update(repository="https://me:hf_x@host/a/b")),
@@ -197,4 +197,9 @@ def test_the_manifest_depends_on_nothing_but_its_inputs(tmp_path: Path, monkeypa
     assert decode(raw) == written
     for secret in ("hf_canary", str(tmp_path), "/home/somebody", socket.gethostname()):
         assert secret.encode() not in raw
-    assert written.recipe.checkpoint.path == "demo-model"
+    recipe = written.recipe
+    assert (recipe.checkpoint.path, recipe.calibration.text, recipe.evaluation.text) == (
+        "demo-model",
+        "mine.jsonl",
+        "held-out.txt",
+    )

@@ -132,8 +132,8 @@ class Bundle:
 def write(folder: Path, manifest: Manifest, progress: Progress | None = None) -> Manifest:
     """Hash what lies in `folder`, write manifest.json there and return it with its files.
 
-    `folder` is a staging folder of the caller, complete but for the manifest. The recipe's checkpoint path is reduced
-    to its last part: where it lay on the host is nobody's business. Raises BundleError, LockedError, ResourceError.
+    `folder` is a staging folder of the caller, complete but for the manifest. The recipe's paths are reduced to
+    their last parts: where things lay on the host is nobody's business. Raises BundleError, LockedError, ResourceError.
     """
     folder = Path(os.path.realpath(folder))
     with files.os_errors(f"writing the bundle {folder}"), files.opened_folder(folder) as root:
@@ -229,6 +229,15 @@ def check_digest(entry: FileEntry, size: int, digest: str) -> None:
 
 
 def portable(recipe: Recipe) -> Recipe:
-    """The recipe as a manifest holds it: without the folders in which the checkpoint lies on this host."""
-    checkpoint = dataclasses.replace(recipe.checkpoint, path=PurePosixPath(recipe.checkpoint.path).name or ".")
-    return dataclasses.replace(recipe, checkpoint=checkpoint)
+    """The recipe as a manifest holds it: without the folders in which checkpoint and texts lie on this host."""
+
+    def last(path: str) -> str:
+        return PurePosixPath(path).name or "."
+
+    calibration, evaluation = recipe.calibration, recipe.evaluation
+    return dataclasses.replace(
+        recipe,
+        checkpoint=dataclasses.replace(recipe.checkpoint, path=last(recipe.checkpoint.path)),
+        calibration=dataclasses.replace(calibration, text=calibration.text and last(calibration.text)),
+        evaluation=dataclasses.replace(evaluation, text=evaluation.text and last(evaluation.text)),
+    )

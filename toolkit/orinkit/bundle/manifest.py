@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -65,6 +65,8 @@ class Provenance:
     repository: str | None = None
     revision: str | None = None
     """Repository and commit, spelled as a recipe spells them: never a URL, which may hold a token."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the token ids of each text that was used, by the section of the recipe that names it."""
 
     def validate(self) -> None:
         Source("checkpoint", self.repository, self.revision).validate()
