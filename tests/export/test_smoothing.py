@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orinkit import int4
 from orinkit_export import smoothing
 from orinkit_export.folds import Fold
-from orinkit_export.rounding import nearest, search_scales
+from orinkit_export.rounding import search_scales
 from orinkit_export.smoothing import LEAST_GAIN, SHRINK, Smoothing, search
 
 Float32 = NDArray[np.float32]
@@ -176,23 +176,3 @@ def test_a_sample_of_the_rows_ranks_as_all_rows_do(seed: int, monkeypatch: pytes
     best = found(x, matrix)
     assert best.kind != "identity"
     assert forward_loss(x, matrix, sampled.a) < 1.01 * forward_loss(x, matrix, best.a)
-
-
-@pytest.mark.parametrize("count", [1, 5, 1024, 1025, 1500, 2048, 7168])
-def test_sampled_rows_are_spread_evenly(count: int) -> None:
-    rows = smoothing.sample_rows(count)
-    assert len(rows) == min(count, smoothing.MAX_ROWS)
-    assert (rows[0], rows[-1]) == (0, count - 1)
-    assert np.diff(rows).max(initial=1) - np.diff(rows).min(initial=1) <= 1
-    assert min((rows % 2 == 0).mean(), (rows % 2 == 1).mean()) > 0.4 or count < 4
-
-
-def test_the_final_rounding_agrees_with_what_the_search_saw() -> None:
-    """The vector's loss, measured on the matrix as it is stored after the fold, is no worse than the search's."""
-    x = inputs() * outliers(np.arange(K), 30)
-    matrix = gauss(64, K, seed=1)
-    result = found(x, matrix)
-    folded = matrix * result.a
-    scales = search_scales(folded.reshape(-1, GROUP)).reshape(64, -1)
-    difference = (x / result.a) @ (nearest(folded, scales).dequantised() - folded).T
-    assert float((difference.astype(np.float64) ** 2).sum(axis=1).mean()) < 1.05 * forward_loss(x, matrix, result.a)
