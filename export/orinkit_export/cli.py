@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from orinkit.cli import Program
+from orinkit.cli.program import Program
 
 _path = click.Path(path_type=Path)
 

@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orinkit.bundle import GoldenCase, generate, sign
-from orinkit.cli import _write_answer, main, visible
+from orinkit.cli import main
+from orinkit.cli.program import visible
+from orinkit.cli.talk import _write_answer
 from orinkit.engines import ENGINES
 from orinkit.engines.base import Engine
 from orinkit.runtime.request import Finished, Request, Timings, Token
