@@ -76,3 +76,10 @@ def alone(request: Request) -> list[int]:
     served = scheduler(slots=1)
     number = served.submit(request)
     return tokens_of(run(served), number)
+
+
+def continued(prompt: str, num_tokens: int) -> str:
+    """What the fake engine says after a prompt, greedily."""
+    served = scheduler(capacity=256, eos=())
+    served.submit(Request(TOKENIZER.encode(prompt, 256), max_tokens=num_tokens))
+    return text_of(run(served))
