@@ -50,10 +50,10 @@ def one_sequence(tokens: int, past: int, slot: int) -> tuple[Array, Array, Array
     return np.array([0, tokens], np.int32), np.array([past], np.int32), np.array([slot], np.int32)
 
 
-def embedding(seed: int, kind: str, dtype: Any = np.float16) -> Case:
+def embedding(seed: int, kind: str, dtype: Any = np.float16, hidden: int = 128) -> Case:
     """`kind`: wide, int8 or int4; ids include -1 and one beyond the table."""
     rng = np.random.default_rng(seed)
-    vocab, hidden, group = 50, 128, 32
+    vocab, group = 50, 32
     ids = np.array([0, 49, -1, 50, 7, 7], np.int32)
     wide = dtype == np.float32
     table: Array = _normal(rng, vocab, hidden, dtype=dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from op_cases import embedding, named
+from orinkit import int4
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.ops import OPS
 from tolerances import RELATIVE_ERROR, relative_error
@@ -17,13 +18,19 @@ pytestmark = pytest.mark.gpu
 BITS = {"wide": 16, "int8": 8, "int4": 4}
 
 
-@pytest.mark.parametrize("kind", BITS)
-def test_rows(kind: str, kernels: KernelLibrary, stream: Any) -> None:
+@pytest.mark.parametrize("hidden", [128, 224])
+@pytest.mark.parametrize(
+    ("kind", "in_kernel_layout"), [("wide", False), ("int8", False), ("int4", False), ("int4", True)]
+)
+def test_rows(kind: str, in_kernel_layout: bool, hidden: int, kernels: KernelLibrary, stream: Any) -> None:
     import gpu
 
-    case = embedding(3, kind)
+    case = embedding(3, kind, hidden=hidden)
     (expected,) = OPS[case.op_type].compute(case.inputs, case.attributes)
-    arrays = {name: gpu.Array(array) for name, array in named(case).items()}
+    inputs = named(case)
+    if in_kernel_layout:
+        inputs["table"], inputs["scale"], _ = int4.to_kernel_layout(inputs["table"], inputs["scale"])
+    arrays = {name: gpu.Array(array) for name, array in inputs.items()}
     y = gpu.Array(np.full_like(expected, np.nan))
     arguments = kernels.arguments(
         "embedding",
@@ -36,6 +43,7 @@ def test_rows(kind: str, kernels: KernelLibrary, stream: Any) -> None:
         hidden=case.attributes["hidden"],
         bits=BITS[kind],
         group_size=case.attributes["group_size"],
+        kernel_layout=int(in_kernel_layout),
     )
     kernels.launch("embedding", arguments, stream.handle)
     stream.sync()

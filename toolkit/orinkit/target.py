@@ -42,14 +42,22 @@ class Gpu:
     """Installed memory in GiB, which CPU and GPU share; the system sees a few per cent less."""
     bandwidth_gbs: float
     """Nominal memory bandwidth, 10^9 bytes per second, in the fastest power mode."""
+    visible_gib: float | None = None
+    """Memory in GiB that Linux sees; without it: 92 % of what is installed."""
+    clock_mhz: int | None = None
+    """Clock of the GPU in the fastest power mode; without it no prefill speed is predicted."""
+    launch_us: float = 4.0
+    """Microseconds that each kernel of a captured step costs beside what it reads; not measured on a board."""
 
     def validate(self) -> None:
         if not 80 <= self.sm <= 129:
             raise ConfigError(f"sm: expected 80 to 129 (8.7 is written 87), found {self.sm}")
-        for key in ("sm_count", "l2_mib", "memory_gib", "bandwidth_gbs"):
+        for key in ("sm_count", "l2_mib", "memory_gib", "bandwidth_gbs", "visible_gib", "clock_mhz", "launch_us"):
             value = getattr(self, key)
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise ConfigError(f"{key}: expected more than 0, found {value}")
+        if self.visible_gib is not None and self.visible_gib > self.memory_gib:
+            raise ConfigError(f"visible_gib: expected at most memory_gib={self.memory_gib}, found {self.visible_gib}")
 
 
 @dataclass(frozen=True)

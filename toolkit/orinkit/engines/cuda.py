@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
-from orinkit.engines.gpu import ALIGNMENT, Gpu, Memory
+from orinkit.engines.gpu import Gpu, Memory
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.launches import Launch, StepShape, make_launch, output_width
-from orinkit.engines.program import Node, Program, Weight, read_program
-from orinkit.engines.rings import ring_rows
+from orinkit.engines.program import PACKED, Node, Program, Weight, read_program
 from orinkit.errors import EngineError
+from orinkit.memory.arena import Value, aligned, place
+from orinkit.memory.rings import ring_rows
 from orinkit.model import ModelSpec
 
 SLAB = 256 << 20
@@ -27,14 +28,7 @@ SLAB = 256 << 20
 ZEROED = ("counters", "semaphores")
 """Fields of launchers for memory that is zeroed once and that launches leave at zero."""
 
-PACKED = ("weight", "scales", "zeros")
-"""Inputs of OrinInt4Gemm that the kernels want in their own layout."""
-
 STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
-
-
-def aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 class Slabs:
@@ -98,7 +92,6 @@ class CudaEngine:
         self._weights = Slabs(self.gpu)
         self._arena: Memory | None = None
         self._addresses: dict[str, int] = {}
-        self._packed: dict[str, int] = {}
         self._load(np.memmap(data, np.uint8, "r"))
 
     @property
@@ -127,30 +120,22 @@ class CudaEngine:
 
     def addresses(self, node: Node) -> dict[str, int]:
         """Where the weights of a node lie, by their names in the graph."""
-        packed = self._packed if node.op_type == "OrinInt4Gemm" else {}
         names = [name for name in node.inputs.values() if name in self.program.weights]
-        return {name: packed.get(name) or self._addresses[name] for name in names}
+        return {name: self._addresses[name] for name in names}
 
     def _load(self, data: np.memmap[tuple[int], np.dtype[np.uint8]]) -> None:
         packed = [node for node in self.program.nodes if node.op_type == "OrinInt4Gemm"]
-        in_layout = {
-            node.inputs[part] for node in packed for part in ("weight", "scales", "zeros") if part in node.inputs
-        }
-        used = {
-            name
-            for node in self.program.nodes
-            for part, name in node.inputs.items()
-            if name in self.program.weights and not (node.op_type == "OrinInt4Gemm" and part in PACKED)
-        }
-        for name in sorted(used, key=lambda name: self.program.weights[name].offset):
+        used = {name for node in self.program.nodes for name in node.inputs.values()}
+        as_they_are = (used & set(self.program.weights)) - self.program.packed
+        for name in sorted(as_they_are, key=lambda name: self.program.weights[name].offset):
             self._addresses[name] = self._weights.take(self.program.weights[name].nbytes)
             self._copy(self._addresses[name], self.program.weights[name], data)
-        staging = self.gpu.allocate(sum(self._largest(in_layout)))
+        staging = self.gpu.allocate(sum(self._largest(self.program.packed)))
         for node in packed:
             self._pack(node, staging, data)
         self.gpu.synchronise()
 
-    def _largest(self, names: set[str]) -> Iterator[int]:
+    def _largest(self, names: frozenset[str]) -> Iterator[int]:
         """Bytes of the largest tensor of each kind that is packed."""
         for part in PACKED:
             sizes = [aligned(self.program.weights[name].nbytes) for name in names if name.endswith(part)]
@@ -158,7 +143,7 @@ class CudaEngine:
 
     def _pack(self, node: Node, staging: Memory, data: np.memmap[tuple[int], np.dtype[np.uint8]]) -> None:
         """The weights of one product, converted on the device to the kernels' layout."""
-        if node.inputs["weight"] in self._packed:
+        if node.inputs["weight"] in self._addresses:
             return
         start, fields = staging.address, dict.fromkeys(self.library.fields("int4_layout"), 0)
         for part in PACKED:
@@ -166,8 +151,8 @@ class CudaEngine:
                 name = node.inputs[part]
                 weight = self.program.weights[name]
                 self._copy(start, weight, data)
-                self._packed[name] = self._weights.take(weight.nbytes)
-                fields |= {part: start, f"{part}_out": self._packed[name]}
+                self._addresses[name] = self._weights.take(weight.nbytes)
+                fields |= {part: start, f"{part}_out": self._addresses[name]}
                 start += aligned(weight.nbytes)
         fields |= {name: node.attributes[name] for name in ("n", "k", "group_size")}
         self.library.launch("int4_layout", self.library.arguments("int4_layout", **fields), self.gpu.stream)
@@ -256,31 +241,16 @@ def _launches(engine: CudaEngine, caches: CudaCaches, addresses: Mapping[str, in
 
 
 def _layout(program: Program, tokens: int) -> tuple[dict[str, int], int]:
-    """Offsets in the arena of the values between ops, each place used again after the last reader, and their end."""
-    last = {value: index for index, node in enumerate(program.nodes) for value in node.inputs.values()}
-    free: list[tuple[int, int]] = []
-    offsets: dict[str, int] = {}
-    end = 0
-    for index, node in enumerate(program.nodes[:-1]):
-        size = aligned(2 * tokens * output_width(node))
-        fitting = [place for place in free if place[1] >= size]
-        place = min(fitting, key=lambda place: place[1], default=(end, size))
-        if fitting:
-            free.remove(place)
-        else:
-            end += size
-        offsets[node.outputs[0]] = place[0]
-        dead = [value for value in node.inputs.values() if value in offsets and last[value] == index]
-        sizes = {other.outputs[0]: aligned(2 * tokens * output_width(other)) for other in program.nodes[:index]}
-        free += [(offsets[value], sizes[value]) for value in dict.fromkeys(dead)]
-    return offsets, end
+    """Offsets in the arena of the values between ops, and their end."""
+    nodes = program.nodes
+    return place([Value(n.outputs[0], 2 * tokens * output_width(n), tuple(n.inputs.values())) for n in nodes])
 
 
 def _scratch(
     engine: CudaEngine, launches: list[Launch], profile: Profile, rows: int, caches: CudaCaches
 ) -> tuple[int, int]:
     """Most bytes of workspace, and of counters, that any launch asks for in any step of the profile."""
-    most = {"workspace": 0, "zeroed": ALIGNMENT}
+    most = {"workspace": 0, "zeroed": 1}
     seen = set()
     for launch in launches:
         launch.set(StepShape(profile.tokens, profile.sequences, rows, profile.tokens, caches.capacity))

@@ -14,10 +14,8 @@ import numpy as np
 from cuda.bindings import runtime as rt
 from numpy.typing import NDArray
 
-from orinkit.errors import EngineError
-
-ALIGNMENT = 256
-"""Bytes that device addresses are multiples of."""
+from orinkit.errors import DeviceError
+from orinkit.memory.arena import ALIGNMENT
 
 
 def check(result: tuple[Any, ...]) -> Any:
@@ -25,7 +23,7 @@ def check(result: tuple[Any, ...]) -> Any:
     error, *values = result
     if error != rt.cudaError_t.cudaSuccess:
         _, text = rt.cudaGetErrorString(error)
-        raise EngineError(f"CUDA error {int(error)}, {error.name}: {text.decode()}")
+        raise DeviceError(f"CUDA error {int(error)}, {error.name}: {text.decode()}", int(error))
     return values[0] if len(values) == 1 else tuple(values)
 
 

@@ -85,6 +85,7 @@ def _embedding(program: Program, node: Node, _: Mapping[str, int]) -> tuple[str,
     table, group_size = program.weights[node.inputs["table"]], node.attributes["group_size"]
     bits = 16 if table.dtype == "float16" else 4 if group_size else 8
     fixed = {"vocab": table.shape[0], "hidden": node.attributes["hidden"], "bits": bits, "group_size": group_size}
+    fixed["kernel_layout"] = int(node.inputs["table"] in program.packed)
     return "embedding", fixed, lambda step: {"tokens": step.tokens}
 
 

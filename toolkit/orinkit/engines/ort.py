@@ -17,8 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
-from orinkit.engines.rings import ring_rows
 from orinkit.errors import EngineError
+from orinkit.memory.rings import ring_rows
 
 _DTYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
 _STATE_PREFIXES = ("kv_", "conv_", "rec_")

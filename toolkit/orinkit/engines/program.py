@@ -12,6 +12,9 @@ import onnx_ir as ir
 from orinkit.errors import GraphError
 from orinkit.ops import DOMAIN, OPS
 
+PACKED = ("weight", "scales", "zeros")
+"""Inputs of OrinInt4Gemm that the kernels want in their own layout."""
+
 PLUGIN_ATTRIBUTES = frozenset({"plugin_namespace", "plugin_version"})
 
 
@@ -52,6 +55,12 @@ class Program:
     weights: dict[str, Weight]
     states: dict[str, State]
     vocab: int
+
+    @property
+    def packed(self) -> frozenset[str]:
+        """The weights of INT4 products; an embedding may read the same ones."""
+        products = [node for node in self.nodes if node.op_type == "OrinInt4Gemm"]
+        return frozenset(node.inputs[part] for node in products for part in PACKED if part in node.inputs)
 
 
 def read_program(path: Path) -> Program:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orinkit.engines.rings import ROUNDING, ring_rows
+from orinkit.memory.rings import ROUNDING, ring_rows
 
 sizes = st.integers(1, 10_000)
 
