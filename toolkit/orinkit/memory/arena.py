@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the values between ops lie in the one arena that all contexts of an engine share."""
+"""How device memory is laid out: the arena that all contexts of an engine share, and the slabs of what stays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 256
 """Bytes that places in device memory are multiples of."""
+
+SLAB = 256 << 20
+"""Most bytes of one allocation for weights and caches, unless a single piece is larger: some boards refuse single
+allocations of a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,17 @@ class Value:
 
 def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def slabs(sizes: Iterable[int]) -> list[int]:
+    """Bytes of each slab for pieces of these sizes, one after the other: nothing is left over but for alignment."""
+    found: list[int] = []
+    for size in map(aligned, sizes):
+        if found and found[-1] + size <= SLAB:
+            found[-1] += size
+        else:
+            found.append(size)
+    return found
 
 
 def place(values: Sequence[Value]) -> tuple[dict[str, int], int]:

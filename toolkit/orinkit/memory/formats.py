@@ -39,9 +39,9 @@ def shares_head(recipe: Recipe, tied: bool) -> bool:
     return tied and format_of(recipe, "embedding") == format_of(recipe, "head")
 
 
-def nbytes(kind: Format, shape: tuple[int, ...], group_size: int) -> int:
-    """Bytes of a weight [N, K] or [N] with its scales: one float16 for each group (int4) or row (int8)."""
+def parts(kind: Format, shape: tuple[int, ...], group_size: int) -> tuple[int, ...]:
+    """Bytes of a weight [N, K] or [N] and of its scales if any: one float16 for each group (int4) or row (int8)."""
     size = math.prod(shape)
     if kind == "int4":
-        return size // 2 + 2 * (size // group_size)
-    return size + 2 * shape[0] if kind == "int8" else size * _WIDTHS[kind]
+        return size // 2, 2 * (size // group_size)
+    return (size, 2 * shape[0]) if kind == "int8" else (size * _WIDTHS[kind],)

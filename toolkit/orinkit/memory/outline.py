@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orinkit.memory.formats import Role, format_of, nbytes, shares_head
+from orinkit.memory.formats import Role, format_of, parts, shares_head
 from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec
 from orinkit.recipe import Recipe
 
@@ -59,10 +59,10 @@ def tensors(spec: ModelSpec, recipe: Recipe) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def stored_bytes(spec: ModelSpec, recipe: Recipe) -> dict[str, int]:
-    """Bytes of each tensor with its scales, by name."""
+def stored_parts(spec: ModelSpec, recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Bytes of each tensor and of its scales if any, by its name."""
     group = recipe.quantise.group_size
-    return {t.name: nbytes(format_of(recipe, t.role), t.shape, group) for t in tensors(spec, recipe)}
+    return {t.name: parts(format_of(recipe, t.role), t.shape, group) for t in tensors(spec, recipe)}
 
 
 def _layer_tensors(prefix: str, layer: LayerSpec, hidden: int) -> Iterator[Tensor]:
