@@ -6,12 +6,15 @@
     ├── ArtefactError        78   a file that a later step would read is wrong
     │   ├── CheckpointError       the author's folder: names, shapes, dtypes, values
     │   ├── GraphError            the ONNX model
-    │   └── BundleError           what travels to the board
-    │       └── SignatureError    its detached signature is missing, unknown or wrong
+    │   ├── BundleError           what travels to the board
+    │   │   └── SignatureError    its detached signature is missing, unknown or wrong
+    │   └── PlanError             what TensorRT built on the board: missing, of another machine, damaged
     ├── ResourceError        75   the machine lacks something now: disk, memory
     │   └── LockedError           another run holds the same output
     ├── EngineError           1   an engine is missing here or failed to execute
+    │   └── DeviceError           the CUDA runtime reported an error; carries its number
     ├── RequestError          1   one request cannot be served as asked
+    ├── ServiceError          1   the server cannot take or finish a request now; carries what the client is told
     └── VerificationError     1   numbers or tokens differ from what they must be
 
 Every message says what was expected, what was found, and what to do next.
@@ -54,6 +57,10 @@ class SignatureError(BundleError):
     """The bundle's detached signature is missing, of an unknown key, or wrong."""
 
 
+class PlanError(ArtefactError):
+    """The plan is missing, damaged, or was built from or for something else."""
+
+
 class ResourceError(OrinError):
     """The machine lacks something at the moment: disk space, memory."""
 
@@ -68,8 +75,34 @@ class EngineError(OrinError):
     """An engine is not available on this machine or failed to execute."""
 
 
+class DeviceError(EngineError):
+    """The CUDA runtime reported an error; which one decides whether the process can go on."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        """Number of the cudaError_t."""
+
+
 class RequestError(OrinError):
     """One request cannot be served as it was asked."""
+
+
+class ServiceError(OrinError):
+    """The server cannot take or finish a request; the message is for the client and tells nothing of the machine."""
+
+    def __init__(
+        self, message: str, status: int, code: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        """Of the HTTP answer."""
+        self.code = code
+        """A word for programs, such as queue_full."""
+        self.param = param
+        """The field of the request that is at fault."""
+        self.retry_after = retry_after
+        """Seconds after which trying again makes sense."""
 
 
 class VerificationError(OrinError):

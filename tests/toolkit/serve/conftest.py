@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.serve.servers import Server, fake_bundle, num_descriptors, wait_for
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the fake engine."""
+    return fake_bundle(tmp_path_factory.mktemp("serve") / "bundle")
+
+
+@pytest.fixture
+def start(bundle: Path) -> Iterator[Callable[..., Server]]:
+    """Starts daemons that end with the test."""
+    servers: list[Server] = []
+
+    def made(**settings: Any) -> Server:
+        servers.append(Server(settings.pop("bundle", bundle), **settings))
+        return servers[-1]
+
+    yield made
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared(bundle: Path) -> Iterator[Server]:
+    """One daemon for the tests of a module; its steps last 3 ms, so that there is time to interfere."""
+    server = Server(bundle, delay=0.003, fault_limit=10000, drain=0.0, step=1.0)
+    server.wait_ready()
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def server(shared: Server) -> Iterator[Server]:
+    """The daemon of the module; after every case it is alive, ready and right, with as many descriptors as before."""
+    shared.wait_ready()
+    before = num_descriptors(shared.process.pid)
+    yield shared
+    shared.wait_ready()
+    shared.check_golden()
+    wait_for(lambda: num_descriptors(shared.process.pid) <= before, shared.explain)

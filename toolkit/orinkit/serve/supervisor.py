@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervisor: keeps one worker alive, hands it jobs, and answers for it when it dies.
+
+    starting ─> ready ─> recovering ─> ready ...       a fault: what ran is answered, what waited is kept once
+                  └────> faulted, engine_invalid       given up: /readyz tells for a while, then the daemon ends
+                  └────> gpu_stuck                     not even SIGKILL ends the worker: no second one is started
+    draining                                           nothing new; what runs may finish
+
+It never imports an engine. Between a fault and the next passed self-test no job is handed over, so none can succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from orinkit.errors import ServiceError
+from orinkit.model import ModelSpec
+from orinkit.recipe import Shapes
+from orinkit.runtime.request import Finished, Request
+from orinkit.serve import wire
+from orinkit.serve.child import WORKER, Child, Ending
+from orinkit.serve.faults import EXIT_ARTEFACT, EXIT_FAULTED, FaultLog
+from orinkit.serve.handover import Handover
+from orinkit.serve.jobs import Desk, Job, Mailbox
+from orinkit.serve.meminfo import Memory
+from orinkit.serve.metrics import Metrics
+from orinkit.serve.pace import Pace
+from orinkit.serve.settings import Settings
+
+State = Literal[
+    "starting",
+    "ready",
+    "recovering",
+    "draining",
+    "faulted",
+    "engine_invalid",
+    "gpu_stuck",
+    "insufficient_memory",
+]
+Log = Callable[..., None]
+TICK = 0.05
+"""Seconds between two looks at the deadlines."""
+_USUAL_LOAD = 5.0
+"""Seconds that a worker may need, as long as none was measured."""
+
+
+class Supervisor:
+    """One worker at a time and the jobs for it; everything happens in one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        handover: Handover,
+        model: ModelSpec,
+        shapes: Shapes,
+        need: int,
+        metrics: Metrics,
+        log: Log,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        """`need`: bytes that a worker takes; `command`: what starts one."""
+        self.settings = settings
+        self.capacity = shapes.capacity
+        self.vocab = model.vocab
+        self.state: State = "starting"
+        self.reason = ""
+        self.desk = Desk(shapes.slots, settings.queue, settings.client_limit)
+        self.faults = FaultLog(settings.fault_limit, settings.restart, time.monotonic)
+        self.pace = Pace(settings.step)
+        self.memory = Memory(settings.meminfo)
+        self.metrics = metrics
+        self.child: Child | None = None
+        self.heard = time.monotonic()
+        """When the worker last told anything."""
+        self.is_low = False
+        """Whether memory is below its floor."""
+        self._handover = handover
+        self._need = need
+        self._log = log
+        self._command = command
+        self._num_jobs = 0
+        self._process: Child | None = None
+        """The worker from its start until it is reaped; `child` is None from its fault on."""
+        self._is_checking = False
+        self._began = time.monotonic()
+        self._loads: deque[float] = deque(maxlen=20)
+        self._stop = asyncio.Event()
+        self._draining: asyncio.Future[None] | None = None
+
+    # -- jobs
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds: the 95th percentile of the loads so far, or half a minute for a full queue."""
+        loads = sorted(self._loads) or [_USUAL_LOAD]
+        return max(1, math.ceil(loads[math.ceil(0.95 * len(loads)) - 1] + self.faults.next_delay))
+
+    def check_state(self) -> None:
+        """Whether anything is taken now. Raises ServiceError 503."""
+        if self.state != "ready":
+            wait = None if self.state in ("faulted", "engine_invalid", "gpu_stuck") else self.retry_after
+            raise ServiceError(f"the server is {self.state}; try again later", 503, self.state, retry_after=wait)
+        if self.is_low:
+            raise ServiceError("memory is low; try again later", 503, "low_memory", retry_after=self.retry_after)
+
+    def submit(self, requests: Sequence[Request], client: str) -> tuple[Mailbox, list[Job]]:
+        """Take requests that belong together, all or none. Raises RequestError, and ServiceError 422, 429 and 503."""
+        self.check_state()
+        for request in requests:
+            request.check(self.vocab, self.capacity)
+        if self.faults.is_quarantined(requests[0].prompt):
+            raise ServiceError("this prompt was being answered at two faults", 422, "quarantined")
+        self.desk.check(client, len(requests), retry_after=1)
+        mailbox, now, jobs = Mailbox(), time.monotonic(), []
+        for index, request in enumerate(requests):
+            self._num_jobs += 1
+            jobs.append(Job(self._num_jobs, request, client, mailbox, index, now))
+        self.desk.waiting.extend(jobs)
+        self._hand_over()
+        return mailbox, jobs
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits for these any more."""
+        for job in jobs:
+            if job in self.desk.waiting:
+                self.desk.waiting.remove(job)
+            elif job.id in self.desk.running and not job.is_abandoned and self.child is not None:
+                self.child.send(wire.Cancel(job.id))
+            job.is_abandoned = True
+
+    def _hand_over(self) -> None:
+        while self.state in ("ready", "draining") and self.child is not None and (job := self.desk.take()):
+            self.metrics.observe("vllm:request_queue_time_seconds", time.monotonic() - job.submitted)
+            if len(self.desk.running) == 1:
+                self.heard = time.monotonic()
+            self.child.send(wire.Submit(job.id, job.request))
+
+    # -- what the worker tells
+
+    def _report(self, report: wire.Report) -> None:
+        now = time.monotonic()
+        self.heard = now
+        match report:
+            case wire.Stepped():
+                self.pace.add(report.seconds)
+                self._stepped(report, now)
+            case wire.Ready():
+                self._ready(report, now)
+            case wire.Checked():
+                self._is_checking = False
+            case wire.Fault():
+                # Before the process has ended: nothing that it said may be believed any more.
+                self._fail(report.code)
+
+    def _stepped(self, report: wire.Stepped, now: float) -> None:
+        running, metrics = self.desk.running, self.metrics
+        for token in report.tokens:
+            if job := running.get(token.request):
+                name = "time_to_first_token_seconds" if job.last is None else "time_per_output_token_seconds"
+                metrics.observe(f"vllm:{name}", now - (job.submitted if job.last is None else job.last))
+                job.last = now
+                job.tell(token)
+        for end in report.ends:
+            if job := running.pop(end.request, None):
+                self._ended(job, end, now)
+                job.tell(end)
+        if report.ends:
+            self._hand_over()
+
+    def _ended(self, job: Job, end: Finished, now: float) -> None:
+        add, timings = self.metrics.add, end.timings
+        add("vllm:prompt_tokens_total", timings.prompt_tokens)
+        add("vllm:generation_tokens_total", timings.generated_tokens)
+        add("vllm:request_success_total", finished_reason=end.reason)
+        if job.is_abandoned:
+            add("orin_wasted_tokens_total", timings.generated_tokens)
+        self.metrics.observe("vllm:e2e_request_latency_seconds", now - job.submitted)
+
+    def _ready(self, report: wire.Ready, now: float) -> None:
+        self._loads.append(now - self._began)
+        if self.state == "recovering":
+            self.metrics.add("orin_restarts_total")
+        self.pace.begin(report.seconds)
+        self._is_checking = False
+        if self.state != "draining":
+            self._enter("ready")
+        self._log("ready", seconds=now - self._began, selftest=report.seconds)
+        self._hand_over()
+
+    # -- faults
+
+    def _enter(self, state: State, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        self._log("state", state=state, reason=reason or None)
+
+    def _fail(self, code: str) -> None:
+        """A worker is lost: answer what it had, keep what waited, once. Does nothing the second time."""
+        if self.child is None:
+            return
+        self.child = None
+        lost = self.desk.clear()
+        self.faults.add(job.request.prompt for job in lost)
+        self.metrics.add("orin_faults_total", code=code)
+        if self.state != "draining":
+            self._enter("recovering", code)
+        twice = [job for job in self.desk.waiting if job.is_replayed]
+        for job in self.desk.waiting:
+            job.is_replayed = True
+        for job in (*lost, *twice):
+            if job in self.desk.waiting:
+                self.desk.waiting.remove(job)
+            message = "the engine failed while this was being answered; it is being started again"
+            job.tell(ServiceError(message, 503, code, retry_after=self.retry_after))
+
+    async def run(self) -> int:
+        """Keep a worker until told to stop: the exit code."""
+        keeping, stopping = asyncio.ensure_future(self._keep()), asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({keeping, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return keeping.result() if keeping.done() else 0
+        finally:
+            keeping.cancel()
+            stopping.cancel()
+            if self._process is not None:
+                self._process.kill("stopped")
+                await self._process.ending()
+
+    async def _keep(self) -> int:
+        while True:
+            await self._memory_for_one()
+            ending = await self._one_worker()
+            self._log("worker ended", code=ending.code, exit=ending.exit, message=ending.message or None)
+            if ending.exit is None:
+                self._enter("gpu_stuck", "the worker cannot be killed; the machine needs a restart")
+                await self._stop.wait()
+            if ending.exit == EXIT_ARTEFACT:
+                return await self._give_up("engine_invalid", ending.message, EXIT_ARTEFACT)
+            if self.faults.is_over:
+                return await self._give_up("faulted", ending.code, EXIT_FAULTED)
+            await asyncio.sleep(self.faults.next_delay)
+
+    async def _memory_for_one(self) -> None:
+        while lacking := self.memory.lacks(self._need):
+            if self.state != "insufficient_memory":
+                self._enter("insufficient_memory", f"need {lacking['need']} bytes, have {lacking['have']}")
+            await asyncio.sleep(1)
+        if self.state == "insufficient_memory":
+            self._enter("starting")
+
+    async def _one_worker(self) -> Ending:
+        self._began = self.heard = time.monotonic()
+        self._process = self.child = await Child.start(self._command, self._handover, self._report)
+        self._log("worker started", pid=self.child.pid)
+        ending = await self._process.ending()
+        self._fail(ending.code)
+        if ending.exit is not None:
+            self._process = None
+        return ending
+
+    async def _give_up(self, state: State, reason: str, code: int) -> int:
+        self._enter(state, reason)
+        for job in self.desk.waiting:
+            job.tell(ServiceError(f"the server is {state}", 503, state))
+        self.desk.waiting.clear()
+        await asyncio.sleep(self.settings.farewell)
+        return code
+
+    # -- deadlines
+
+    def look(self, now: float) -> None:
+        """Hold everybody to their deadlines; called at every TICK."""
+        for job in self.desk.expired(now):
+            job.tell(ServiceError("the deadline has passed while waiting for a slot", 504, "deadline"))
+        if self.child is None:
+            return
+        if self.state == "ready" and self.desk.is_empty and now - self.heard > self.settings.check:
+            self.heard, self._is_checking = now, True
+            self.child.send(wire.Check())
+        if now - self.heard > self.limit:
+            code = "load_deadline" if self.limit == self.settings.load else "step_deadline"
+            self.child.kill(code)
+            self._fail(code)
+
+    @property
+    def limit(self) -> float:
+        """Seconds for which the worker may say nothing at the moment."""
+        if self.state not in ("ready", "draining"):
+            return self.settings.load
+        if self._is_checking or self.desk.running:
+            return self.pace.limit(self._is_checking or any(job.last is None for job in self.desk.running.values()))
+        return math.inf
+
+    def drain(self) -> None:
+        """Take nothing new, let what runs end within its time, then stop. The second time: stop now."""
+        if self._draining is not None:
+            return self.stop()
+        self._enter("draining")
+        self._draining = asyncio.ensure_future(self._drain())
+        return None
+
+    async def _drain(self) -> None:
+        end = time.monotonic() + self.settings.drain
+        while not self.desk.is_empty and time.monotonic() < end:
+            await asyncio.sleep(TICK)
+        self.stop()
+
+    def stop(self) -> None:
+        """Let `run` return, whatever is going on; what still runs is told so."""
+        for job in (*self.desk.waiting, *self.desk.running.values()):
+            job.tell(ServiceError("the server is draining", 503, "draining"))
+        self._stop.set()
