@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One CUDA source to one cubin, by NVRTC (a shared library, no toolkit needed) or by nvcc.
 
-    python compile_cubin.py SOURCE CUBIN --arch 87 --compiler PATH [--include DIR ...] [--depfile FILE]
+    python compile_cubin.py SOURCE CUBIN --arch 87 --compiler PATH [--include DIR ...] [--depfile FILE] [--cache DIR]
 
 PATH is the program nvcc, libnvrtc.so.*, or a folder into which the wheels of cmake/nvrtc/*.txt were unpacked.
-What ptxas says (registers, shared memory, spills) lies beside the cubin with the suffix .log.
+What ptxas says (registers, shared memory, spills) lies beside the cubin with the suffix .log. DIR keeps one result for
+each source, architecture and compiler; it is taken again while source, headers, options and compiler are the same.
 Standard library only: it runs wherever CMake runs.
 """
 
@@ -12,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +84,35 @@ def headers(source: Path, includes: list[Path]) -> set[Path]:
     return found
 
 
+def make(compiler: Path, source: Path, cubin: Path, arch: str, includes: list[Path]) -> None:
+    """The cubin and its log."""
+    compile_by = by_nvrtc if "nvrtc" in compiler.name else by_nvcc
+    log = compile_by(compiler, source, cubin, arch, includes)
+    cubin.with_suffix(".log").write_text(log, encoding="utf-8")
+
+
+def make_once(cache: Path, compiler: Path, source: Path, cubin: Path, arch: str, includes: list[Path]) -> None:
+    """The same, from `cache` where it is there, and put there where it is not."""
+    found = compiler.resolve().stat()
+    made_by = hashlib.sha256(f"{compiler.resolve()}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{FLAGS} {arch} {found.st_size} {found.st_mtime_ns}".encode())
+    for path in [source, *sorted(headers(source, [p for p in includes if not (p / "cuda_fp16.h").is_file()]))]:
+        key.update(hashlib.sha256(path.read_bytes()).digest())
+    stem = f"{source.stem}.sm_{arch}.{made_by}"
+    kept = cache / f"{stem}.{key.hexdigest()[:16]}.cubin"
+    if not kept.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = cache / f"{stem}.{os.getpid()}.part"
+        make(compiler, source, part, arch, includes)
+        for old in cache.glob(f"{stem}.*.cubin"):
+            old.unlink(missing_ok=True)
+            old.with_suffix(".log").unlink(missing_ok=True)
+        part.with_suffix(".log").replace(kept.with_suffix(".log"))
+        part.replace(kept)
+    shutil.copyfile(kept.with_suffix(".log"), cubin.with_suffix(".log"))
+    shutil.copyfile(kept, cubin)
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser()
@@ -89,13 +122,17 @@ def main() -> None:
     parser.add_argument("--compiler", type=Path, required=True)
     parser.add_argument("--include", type=Path, action="append", default=[])
     parser.add_argument("--depfile", type=Path)
+    parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
     if args.compiler.is_dir():
         args.compiler, include = unpacked(args.compiler)
         args.include.append(include)
-    compiler = by_nvrtc if "nvrtc" in args.compiler.name else by_nvcc
-    log = compiler(args.compiler, args.source, args.cubin, args.arch, args.include)
-    args.cubin.with_suffix(".log").write_text(log, encoding="utf-8")
+    job = (args.compiler, args.source, args.cubin, args.arch, args.include)
+    if args.cache:
+        make_once(args.cache, *job)
+    else:
+        make(*job)
+    log = args.cubin.with_suffix(".log").read_text(encoding="utf-8")
     if args.depfile:
         names = " ".join(str(path) for path in sorted(headers(args.source, args.include)))
         args.depfile.write_text(f"{args.cubin}: {args.source} {names}\n", encoding="utf-8")

@@ -16,6 +16,7 @@ function(orin_kernel target name)
         OUTPUT ${cubin}
         COMMAND ${Python3_EXECUTABLE} ${ORIN_CMAKE_DIR}/compile_cubin.py ${source} ${cubin} --arch ${arch}
                 --compiler ${ORIN_CUDA_COMPILER} --include ${CMAKE_CURRENT_SOURCE_DIR} --depfile ${cubin}.d
+                --cache ${ORIN_CUBINS}
         DEPENDS ${source} ${ORIN_CMAKE_DIR}/compile_cubin.py
         DEPFILE ${cubin}.d
         COMMENT "${unit} sm_${arch}"

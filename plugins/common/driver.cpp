@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "common/glibc.h"
 #include "common/status.h"
 
 namespace orin {
@@ -27,6 +28,7 @@ struct Driver {
   int (*set_attribute)(void*, int, int);
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
   int (*memset32)(uint64_t, unsigned, size_t, Stream);
+  int (*copy)(uint64_t, uint64_t, size_t, Stream);
   int (*error_name)(int, const char**);
   int (*error_string)(int, const char**);
 };
@@ -62,6 +64,7 @@ bool open_driver() {
          find(library, "cuModuleGetFunction", driver.get_function) &&
          find(library, "cuFuncSetAttribute", driver.set_attribute) &&
          find(library, "cuLaunchKernel", driver.launch) && find(library, "cuMemsetD32Async", driver.memset32) &&
+         find(library, "cuMemcpyDtoDAsync_v2", driver.copy) &&
          find(library, "cuGetErrorName", driver.error_name) && find(library, "cuGetErrorString", driver.error_string);
 }
 
@@ -114,6 +117,11 @@ int Kernel::enqueue(Dim3 grid, Dim3 block, unsigned shared, Stream stream, void*
 int zero_async(void* pointer, size_t bytes, Stream stream) {
   if (!is_ready) return kNotInitialised;
   return driver.memset32(reinterpret_cast<uint64_t>(pointer), 0, bytes / 4, stream);
+}
+
+int copy_async(void* to, const void* from, size_t bytes, Stream stream) {
+  if (!is_ready) return kNotInitialised;
+  return driver.copy(reinterpret_cast<uint64_t>(to), reinterpret_cast<uint64_t>(from), bytes, stream);
 }
 
 }  // namespace orin

@@ -60,4 +60,7 @@ class Kernel {
 // Set `bytes` (a multiple of 4) of device memory to zero on the stream.
 int zero_async(void* pointer, size_t bytes, Stream stream);
 
+// Copy within device memory on the stream.
+int copy_async(void* to, const void* from, size_t bytes, Stream stream);
+
 }  // namespace orin

@@ -31,7 +31,8 @@ def compiled(source: Path, release: str, arch: int, folder: Path) -> tuple[bytes
         pytest.skip(f"needs NVRTC {release}; run: make nvrtc")
     cubin = folder / "out.cubin"
     command = [sys.executable, ROOT / "cmake/compile_cubin.py", source, cubin, "--arch", arch, "--compiler", wheels]
-    subprocess.run([*map(str, command), "--include", str(ROOT / "plugins")], check=True)
+    command += ["--include", ROOT / "plugins", "--cache", ROOT / "build/cubins"]
+    subprocess.run([*map(str, command)], check=True)
     return cubin.read_bytes(), cubin.with_suffix(".log").read_text(encoding="utf-8")
 
 

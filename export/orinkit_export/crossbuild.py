@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`orin-export plugins`: a target to checked libraries for it.
+
+    liborin_kernels.so   launchers and device code, for the `cuda` engine and the runner
+    liborin_plugins.so   the same behind TensorRT's plugin interface; nothing of it calls into another library of NVIDIA
+    plugins.json         what they were built with and what was found in them
+
+Everything that is needed comes from Debian packages and PyPI: the C++ compiler, and NVRTC of the target's CUDA release
+for the device code (or the nvcc that the user names). TensorRT gives a dozen headers: see `sdk.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orinkit import config
+from orinkit.errors import ArtefactError, LockedError, ResourceError
+from orinkit.target import Target
+from orinkit_export import proof, sdk
+from orinkit_export.disk import writing
+from orinkit_export.progress import say
+from orinkit_export.proof import LIBRARIES, Proof
+
+ROOT = Path(__file__).parents[2]
+RECORD = "plugins.json"
+CROSS_COMPILER, CROSS_PACKAGE = "aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"
+"""Compiler for boards on another machine, and the Debian package with it."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the user names instead of what is found."""
+
+    tensorrt: Path | None = None
+    """An SDK of TensorRT, or the folder of its headers."""
+    nvcc: Path | None = None
+    """The compiler of a CUDA toolkit."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """plugins.json."""
+
+    stack: str
+    """Id of the stack that it was built for; a bundle for another one refuses it."""
+    machine: str
+    cuda: str
+    """Compiler of the device code: a release of NVRTC, or the path of nvcc."""
+    tensorrt: str | None
+    """Release of the headers; without them no plugin library was built."""
+    libraries: tuple[Proof, ...]
+
+
+def build(target: Target, output: Path, tools: Tools, with_tensorrt: bool = True) -> Record:
+    """Build and check the libraries of `target` into the folder `output`, next to which the build folder stays.
+
+    Raises ResourceError (something is missing here), ArtefactError (it does not build, or is not what it must be).
+    """
+    machine = proof.machine(target)
+    options = [*_compiler(machine), *_device_code(target, tools)]
+    headers = sdk.find(_release(target), machine, tools.tensorrt) if with_tensorrt else None
+    options.append(f"-DORIN_TENSORRT_INCLUDE={headers or ''}")
+    work = Path(os.path.realpath(output)).with_name(f"{output.name}.work")
+    with _locked(work):
+        _cmake(work, options, list(LIBRARIES) if headers else ["orin_kernels"])
+    built = [work / name for name in LIBRARIES.values() if headers or "plugins" not in name]
+    record = Record(
+        stack=target.stack.id,
+        machine=machine,
+        cuda=str(tools.nvcc) if tools.nvcc else _nvrtc(target),
+        tensorrt=".".join(map(str, sdk.version(headers))) if headers else None,
+        libraries=tuple(proof.prove(path, target) for path in built),
+    )
+    _install(built, record, output)
+    return record
+
+
+def read(folder: Path, target: Target) -> Record:
+    """The record of libraries that `build` made for this target. Raises ArtefactError."""
+    path = folder / RECORD
+    if not path.is_file():
+        raise ArtefactError(f"{folder}: expected libraries made by orin-export plugins, found no {RECORD} in it")
+    record = config.parse(json.loads(path.read_text(encoding="utf-8")), Record, str(path))
+    if record.stack != target.stack.id:
+        raise ArtefactError(
+            f"{folder}: expected libraries for {target.stack.id}, found some for {record.stack}; run: orin-export "
+            "plugins with this target"
+        )
+    for library in record.libraries:
+        path = folder / library.name
+        if proof.digest(path) != library.sha256:
+            raise ArtefactError(f"{path}: expected SHA-256 {library.sha256}, found another; build it again")
+    return record
+
+
+def _release(target: Target) -> str:
+    return target.stack.tensorrt.headers if target.stack.tensorrt else min(sdk.PINS)
+
+
+def _nvrtc(target: Target) -> str:
+    """The NVRTC release for a target: that of its CUDA, or the next one of the same major version, which runs there.
+
+    Without CUDA in the stack: the newest. Raises ResourceError: none is known for this CUDA.
+    """
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(".")))
+
+    known = sorted((path.stem for path in (ROOT / "cmake/nvrtc").glob("*.txt")), key=number)
+    if not known:
+        raise ResourceError(f"{ROOT}: expected a checkout of orinkit with cmake/ and plugins/, found none; clone it")
+    if target.stack.cuda is None:
+        return known[-1]
+    wanted = number(target.stack.cuda.version)
+    for release in known:
+        if number(release)[0] == wanted[0] and number(release) >= wanted:
+            return release
+    raise ResourceError(
+        f"expected NVRTC for CUDA {target.stack.cuda.version}, found only {', '.join(known)} in cmake/nvrtc; name an "
+        "nvcc with --nvcc"
+    )
+
+
+def _compiler(machine: str) -> list[str]:
+    """CMake's options for the C++ compiler. Raises ResourceError: it is not installed."""
+    is_native = machine == platform.machine()
+    program, package = ("g++", "g++") if is_native else (CROSS_COMPILER, CROSS_PACKAGE)
+    if shutil.which(program) is None:
+        raise ResourceError(f"expected the compiler {program}, found none; run: apt-get install {package}")
+    return [] if is_native else [f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake/toolchains/aarch64-linux-gnu.cmake'}"]
+
+
+def _device_code(target: Target, tools: Tools) -> list[str]:
+    compiler = tools.nvcc or _wheels(_nvrtc(target))
+    if not compiler.exists():
+        raise ResourceError(f"{compiler}: expected nvcc, found nothing; name that of a CUDA toolkit")
+    return [f"-DORIN_CUDA_COMPILER={compiler.resolve()}", f"-DORIN_ARCHS={';'.join(map(str, proof.archs(target)))}"]
+
+
+def _wheels(release: str) -> Path:
+    """NVRTC's wheels of a release, unpacked; fetched with pip if they are not there. Raises ResourceError."""
+    folder = ROOT / "build/nvrtc" / release
+    if folder.is_dir():
+        return folder
+    say(f"fetch NVRTC {release}")
+    part = folder.with_name(f"{release}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+    wanted = ROOT / "cmake/nvrtc" / f"{release}.txt"
+    done = _run(*pip, "--target", str(part), "--requirement", str(wanted))
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
+        raise ResourceError(f"expected NVRTC {release} from PyPI, but pip says: {said[0]}; is there a network?")
+    with writing(folder):
+        part.rename(folder)
+    return folder
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Hold a build folder. Raises LockedError: another run builds in it."""
+    with writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+        file = (work / "lock").open("wb")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"{work}: another run builds here; wait for it or choose another output") from None
+        yield
+
+
+def _cmake(work: Path, options: list[str], targets: list[str]) -> None:
+    for program in ("cmake", "ninja"):
+        if _found(program) is None:
+            raise ResourceError(f"expected {program}, found none; run: pip install {program}")
+    cmake, ninja = str(_found("cmake")), str(_found("ninja"))
+    configure = (cmake, "-S", str(ROOT / "plugins"), "-B", str(work), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}")
+    for command in ((*configure, *options), (cmake, "--build", str(work), "--target", *targets)):
+        done = _run(*command)
+        if done.returncode:
+            log = work / "failed.log"
+            log.write_text(done.stdout + done.stderr, encoding="utf-8")
+            raise ArtefactError(f"expected the libraries to build, but {command[1]} failed; {log} has what it said")
+
+
+def _found(program: str) -> str | None:
+    """A program beside this Python, as pip installs it, or in the path."""
+    return shutil.which(program, path=str(Path(sys.executable).parent)) or shutil.which(program)
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+
+
+def _install(built: list[Path], record: Record, output: Path) -> None:
+    """The libraries and their record in `output`, each written beside and renamed; the record last."""
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        for name in {RECORD, *LIBRARIES.values()} - {path.name for path in built}:
+            (output / name).unlink(missing_ok=True)
+        for path in built:
+            shutil.copyfile(path, output / f".{path.name}")
+            (output / f".{path.name}").replace(output / path.name)
+        text = json.dumps(config.dump(record), indent=1, sort_keys=True) + "\n"
+        (output / f".{RECORD}").write_text(text, encoding="utf-8")
+        (output / f".{RECORD}").replace(output / RECORD)
