@@ -31,13 +31,28 @@ from orinkit import bundle, config
 from orinkit.bundle import Bundle, FileEntry, GoldenCase, Manifest, Provenance
 from orinkit.bundle.files import sync_folder
 from orinkit.bundle.folder import portable
-from orinkit.bundle.manifest import DATA, GRAPH, MANIFEST, SIGNATURE, decode
+from orinkit.bundle.manifest import DATA, DEPLOY, DEPLOY_WEIGHTS, GRAPH, MANIFEST, SIGNATURE, decode
 from orinkit.engines import open_engine
+from orinkit.engines.deploy import encode as encode_weights
 from orinkit.errors import BundleError, OrinError
 from orinkit.ops import VERSIONS
 from orinkit.runtime.steps import Stepper
 from orinkit.target import Target
-from orinkit_export import baseline, cost, disk, evaluate, gate, graph, prepare, quantise, stages, store, verify
+from orinkit_export import (
+    baseline,
+    cost,
+    deploy,
+    disk,
+    evaluate,
+    gate,
+    graph,
+    lint,
+    prepare,
+    quantise,
+    stages,
+    store,
+    verify,
+)
 from orinkit_export.plan import Plan
 from orinkit_export.progress import Advance, progress, say
 from orinkit_export.report import page
@@ -63,7 +78,7 @@ def build(plan: Plan, target: Target, output: Path, key: Path | None = None, acc
         finished = _finished(plan, target, output, provenance, accept)
         if finished is None:
             disk.check_space(work, 2 * plan.data_bytes())
-            done = _made(plan, work, provenance)
+            done = _made(plan, target, work, provenance)
             verified = json.loads((done["verify"] / VERIFIED).read_text(encoding="utf-8"))
             numbers = _judged(plan, target, done, verified["report"], output, accept)
             manifest = Manifest(
@@ -146,7 +161,7 @@ def _digest(path: Path, advance: Advance = lambda _: None) -> str:
     return total.hexdigest()
 
 
-def _made(plan: Plan, work: Path, provenance: Provenance) -> dict[str, Path]:
+def _made(plan: Plan, target: Target, work: Path, provenance: Provenance) -> dict[str, Path]:
     """The folders of the stages, each made now or found complete."""
 
     def stage(name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
@@ -154,6 +169,7 @@ def _made(plan: Plan, work: Path, provenance: Provenance) -> dict[str, Path]:
 
     on_text = baseline.inputs(plan, provenance)
     model = stage("model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
+    lint.check(deploy.build(plan.spec, store.read_index(model), plan.recipe), target.stack)
     made = {"graph": _digest(model / GRAPH), "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8"))}
     asked = made | {"golden": config.dump(plan.recipe.golden), "shapes": config.dump(plan.recipe.shapes)}
     verified = stage("verify", asked, lambda folder: _verify(plan, model, folder))
@@ -225,10 +241,19 @@ def _assemble(plan: Plan, manifest: Manifest, model: Path, folder: Path, key: Pa
         (folder / "tokenizer").mkdir(parents=True)
         for name, source in sources.items():
             shutil.copyfile(source, folder / name)
+        _write_deploy(plan, model, folder)
     with progress("bundle", sum(source.stat().st_size for source in sources.values()), "MB", 1e6) as advance:
         bundle.write(folder, manifest, advance)
     if key is not None:
         bundle.sign(folder, key)
+
+
+def _write_deploy(plan: Plan, model: Path, folder: Path) -> None:
+    """The graph from which a board builds its plan, and where the weights of it lie."""
+    entries = store.read_index(model)
+    built = deploy.build(plan.spec, entries, plan.recipe)
+    graph.save(built, folder / DEPLOY)
+    (folder / DEPLOY_WEIGHTS).write_bytes(encode_weights(deploy.weights(built, entries)))
 
 
 def _replace(made: Path, output: Path) -> None:

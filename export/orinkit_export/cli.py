@@ -110,6 +110,37 @@ def inspect(recipe: Path, checkpoint: Path | None) -> None:
 
 
 @main.command()
+@click.argument("recipe", type=_path)
+@click.option("--target", type=_path, required=True, help="The board and its software, a file of targets/.")
+@click.option("--checkpoint", type=_path, help="Folder to read instead of the one that the recipe names.")
+@click.option("--engine", help="What will run the graph: tensorrt, cuda or onnxruntime; without it the target's.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+@click.pass_context
+def plan(
+    ctx: click.Context, recipe: Path, target: Path, checkpoint: Path | None, engine: str | None, as_json: bool
+) -> None:
+    """Tell how much memory a recipe will need on a target and how fast it will be, before anything is built.
+
+    The checkpoint's config.json suffices. The exit code is 75 where the board's memory does not.
+    """
+    import json
+    import sys
+
+    from orinkit import target as targets
+    from orinkit_export import predict, predict_text
+
+    found = predict.predict(predict.read(recipe, checkpoint), targets.read(target), engine)
+    if as_json:
+        click.echo(json.dumps(predict.as_data(found), indent=2))
+    elif sys.stdout.isatty():
+        predict_text.show(found)
+    else:
+        for line in predict_text.plain(found):
+            click.echo(line)
+    ctx.exit(0 if found.fits else 75)
+
+
+@main.command()
 @click.argument("folder", type=_path)
 def schema(folder: Path) -> None:
     """Write JSON Schemas of recipes and targets to FOLDER, for editors."""
@@ -148,3 +179,34 @@ def pack(bundle: Path, archive: Path) -> None:
 
     pack_folder(bundle, archive)
     click.echo(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")
+
+
+@main.command()
+@click.option("--target", type=_path, required=True, help="The board and its software, a file of targets/.")
+@click.option("-o", "--output", type=_path, help="Folder for the libraries; without it build/plugins/<stack>.")
+@click.option("--tensorrt", type=_path, help="A TensorRT SDK or a folder with its headers, instead of what is found.")
+@click.option("--nvcc", type=_path, help="The compiler of a CUDA toolkit, instead of NVRTC from PyPI.")
+@click.option("--kernels-only", is_flag=True, help="Without TensorRT's plugin interface; needs no headers of it.")
+def plugins(target: Path, output: Path | None, tensorrt: Path | None, nvcc: Path | None, kernels_only: bool) -> None:
+    """Build the plugin and kernel libraries of a target, here, and check what they ask of it."""
+    from orinkit import target as targets
+    from orinkit_export import crossbuild
+
+    chosen = targets.read(target)
+    folder = output or Path("build/plugins") / chosen.stack.id
+    record = crossbuild.build(chosen, folder, crossbuild.Tools(tensorrt, nvcc), not kernels_only)
+    for proof in record.libraries:
+        click.echo(
+            f"{folder / proof.name}: {proof.size / 1e6:.1f} MB for {proof.machine}, "
+            f"{', '.join(f'sm_{arch}' for arch in proof.archs)}, glibc {proof.glibc} or later"
+        )
+
+
+@main.command()
+@click.option("--release", default="10.3", help="Release of TensorRT; plugins are compiled against 10.3.")
+@click.option("--repository", help="What git clones instead of the public repository: a mirror or a folder.")
+def sdk(release: str, repository: str | None) -> None:
+    """Fetch TensorRT's headers from its public repository into this user's cache, a pinned commit, checked."""
+    from orinkit_export import sdk as headers
+
+    click.echo(f"{headers.fetch(release, repository or headers.REPOSITORY)}: headers of TensorRT {release}")

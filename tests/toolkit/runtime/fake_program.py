@@ -19,7 +19,9 @@ from toolkit.runtime.serving import SPEC
 from toolkit.runtime.tiny_tokenizer import TEMPLATE, byte_level
 
 
-def make_bundle(folder: Path, cases: Sequence[GoldenCase] = (), capacity: int = 256, vocab: int = SPEC.vocab) -> Path:
+def make_bundle(
+    folder: Path, cases: Sequence[GoldenCase] = (), capacity: int = 256, vocab: int = SPEC.vocab, slots: int = 2
+) -> Path:
     """Write a bundle whose graph is nothing, for the fake engine needs none."""
     files = {
         "model.onnx": b"",
@@ -31,7 +33,7 @@ def make_bundle(folder: Path, cases: Sequence[GoldenCase] = (), capacity: int = 
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     sample = manifest()
-    recipe = replace(sample.recipe, shapes=Shapes(capacity=capacity, slots=2, chunk=16))
+    recipe = replace(sample.recipe, shapes=Shapes(capacity=capacity, slots=slots, chunk=16))
     write(folder, replace(sample, recipe=recipe, model=replace(SPEC, vocab=vocab, eos=()), golden=tuple(cases)))
     return folder
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import click
 
+from orinkit.cli.build import build
 from orinkit.cli.bundles import inspect, selftest, unpack
+from orinkit.cli.doctor import doctor
 from orinkit.cli.program import Program
+from orinkit.cli.serve import serve, status
 from orinkit.cli.talk import chat, generate
 
-_VERBS = (generate, chat, selftest, inspect, unpack)
+_VERBS = (generate, chat, selftest, inspect, unpack, build, serve, status, doctor)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from orinkit.bundle.folder import opened_again
 from orinkit.bundle.manifest import DATA, KERNELS
 from orinkit.config import nearest
 from orinkit.engines.base import Engine, Program
@@ -37,7 +38,23 @@ def _cuda(graph: Path, model: ModelSpec) -> Engine:
     return engine
 
 
-ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {"onnxruntime": _onnxruntime, "cuda": _cuda}
+def _tensorrt(graph: Path, _: ModelSpec) -> Engine:
+    try:
+        module = importlib.import_module("orinkit.engines.trt")
+    except ImportError as error:
+        raise EngineError(
+            f"this engine needs TensorRT's Python bindings, which come with JetPack, and cuda-python ({error}); run it "
+            "on a board with the system's Python, see docs/on-the-board.md"
+        ) from None
+    engine: Engine = module.TrtEngine(opened_again(graph.parent))
+    return engine
+
+
+ENGINES: dict[str, Callable[[Path, ModelSpec], Engine]] = {
+    "onnxruntime": _onnxruntime,
+    "cuda": _cuda,
+    "tensorrt": _tensorrt,
+}
 """How each engine is opened."""
 
 

@@ -17,13 +17,11 @@ from orinkit.engines.gpu import Gpu, Memory
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.launches import Launch, StepShape, make_launch, output_width
 from orinkit.engines.program import PACKED, Node, Program, Weight, read_program
+from orinkit.engines.slabs import Slabs
 from orinkit.errors import EngineError
 from orinkit.memory.arena import Value, aligned, place
 from orinkit.memory.rings import ring_rows
 from orinkit.model import ModelSpec
-
-SLAB = 256 << 20
-"""Weights are allocated in pieces of this size: some boards refuse single allocations of a gigabyte."""
 
 ZEROED = ("counters", "semaphores")
 """Fields of launchers for memory that is zeroed once and that launches leave at zero."""
@@ -31,38 +29,18 @@ ZEROED = ("counters", "semaphores")
 STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
 
 
-class Slabs:
-    """Device memory in large pieces, handed out from the front."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self._memory: list[Memory] = []
-        self._used = 0
-        self.nbytes = 0
-
-    def take(self, nbytes: int) -> int:
-        """The address of `nbytes` that stay ours."""
-        nbytes = aligned(nbytes)
-        if not self._memory or self._used + nbytes > self._memory[-1].nbytes:
-            self._memory.append(self._gpu.allocate(max(nbytes, SLAB)))
-            self._used = 0
-        address = self._memory[-1].address + self._used
-        self._used += nbytes
-        self.nbytes += nbytes
-        return address
-
-
 class CudaCaches:
     """Every state as one array [S, ...] in device memory; contents mean nothing where no sequence has been."""
 
     def __init__(self, gpu: Gpu, program: Program, rows: Mapping[str, int], slots: int, capacity: int) -> None:
-        self._memory = Slabs(gpu)
         self._slots, self._capacity = slots, capacity
         self.rows = dict(rows)
-        self.addresses = {}
+        nbytes = {}
         for name, state in program.states.items():
             sizes = [size if size is not None else rows[name] for size in state.sizes]
-            self.addresses[name] = self._memory.take(slots * int(np.prod(sizes)) * np.dtype(state.dtype).itemsize)
+            nbytes[name] = slots * int(np.prod(sizes)) * np.dtype(state.dtype).itemsize
+        self._memory = Slabs(gpu, nbytes.values())
+        self.addresses = {name: self._memory.take(size) for name, size in nbytes.items()}
 
     @property
     def slots(self) -> int:
@@ -89,9 +67,7 @@ class CudaEngine:
         self.library = KernelLibrary(library)
         self.program = read_program(graph)
         self._windows = {f"kv_{i}": layer.attention.window for i, layer in enumerate(model.layers) if layer.attention}
-        self._weights = Slabs(self.gpu)
         self._arena: Memory | None = None
-        self._addresses: dict[str, int] = {}
         self._load(np.memmap(data, np.uint8, "r"))
 
     @property
@@ -124,14 +100,16 @@ class CudaEngine:
         return {name: self._addresses[name] for name in names}
 
     def _load(self, data: np.memmap[tuple[int], np.dtype[np.uint8]]) -> None:
-        packed = [node for node in self.program.nodes if node.op_type == "OrinInt4Gemm"]
-        used = {name for node in self.program.nodes for name in node.inputs.values()}
-        as_they_are = (used & set(self.program.weights)) - self.program.packed
-        for name in sorted(as_they_are, key=lambda name: self.program.weights[name].offset):
-            self._addresses[name] = self._weights.take(self.program.weights[name].nbytes)
-            self._copy(self._addresses[name], self.program.weights[name], data)
+        weights = self.program.weights
+        used = {name for node in self.program.nodes for name in node.inputs.values() if name in weights}
+        in_order = sorted(used, key=lambda name: weights[name].offset)
+        self._weights = Slabs(self.gpu, (weights[name].nbytes for name in in_order))
+        self._addresses = {name: self._weights.take(weights[name].nbytes) for name in in_order}
+        for name in used - self.program.packed:
+            self._copy(self._addresses[name], weights[name], data)
         staging = self.gpu.allocate(sum(self._largest(self.program.packed)))
-        for node in packed:
+        products = {n.inputs["weight"]: n for n in self.program.nodes if n.op_type == "OrinInt4Gemm"}
+        for node in products.values():
             self._pack(node, staging, data)
         self.gpu.synchronise()
 
@@ -143,15 +121,12 @@ class CudaEngine:
 
     def _pack(self, node: Node, staging: Memory, data: np.memmap[tuple[int], np.dtype[np.uint8]]) -> None:
         """The weights of one product, converted on the device to the kernels' layout."""
-        if node.inputs["weight"] in self._addresses:
-            return
         start, fields = staging.address, dict.fromkeys(self.library.fields("int4_layout"), 0)
         for part in PACKED:
             if part in node.inputs:
                 name = node.inputs[part]
                 weight = self.program.weights[name]
                 self._copy(start, weight, data)
-                self._addresses[name] = self._weights.take(weight.nbytes)
                 fields |= {part: start, f"{part}_out": self._addresses[name]}
                 start += aligned(weight.nbytes)
         fields |= {name: node.attributes[name] for name in ("n", "k", "group_size")}

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stand-in for TensorRT and CUDA, put in place of the real ones; bundles and machines for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from orinkit import bundle, target
+from orinkit.bundle import Bundle
+from orinkit.bundle.manifest import MANIFEST, PLUGINS, decode
+from orinkit.ops import DOMAIN, VERSIONS
+from orinkit.recipe import Shapes
+from orinkit.target import Target
+
+FOLDER = Path(__file__).parent / "tensorrt_standin"
+ROOT = Path(__file__).parents[1]
+VARIABLE = "TENSORRT_STANDIN"
+VERSION = "10.16.2.10"
+_FRESH = ("cuda", "tensorrt")
+_USERS = ("gpu", "slabs", "cuda", "trt", "trt_library", "trt_plan", "weights")
+
+
+def environment(**settings: Any) -> dict[str, str]:
+    """For a child process: the stand-in in front of everything."""
+    path = os.pathsep.join((str(FOLDER), *sys.path))
+    return {**os.environ, "PYTHONPATH": path, VARIABLE: json.dumps(settings)}
+
+
+@contextmanager
+def installed(**settings: Any) -> Iterator[None]:
+    """Within, `tensorrt` and `cuda` are the stand-ins, here and in child processes, with fresh state."""
+    before = {name: module for name, module in sys.modules.items() if _is_ours(name)}
+    saved, path = os.environ.copy(), list(sys.path)
+    _forget()
+    os.environ.update(environment(**settings))
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield
+    finally:
+        _forget()
+        sys.modules.update(before)
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+def _is_ours(name: str) -> bool:
+    users = {f"orinkit.engines.{user}" for user in _USERS} | {"orinkit.device.builder"}
+    return name.split(".")[0] in _FRESH or name in users
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if _is_ours(name)]:
+        del sys.modules[name]
+
+
+def this_target(version: str = VERSION) -> Target:
+    """A target that fits the stand-in on the machine of the tests."""
+    jetson = target.read(ROOT / "targets/agx-orin-64gb-jetpack-7.2.yaml")
+    board = replace(jetson.board, machine="any")
+    tensorrt = replace(jetson.stack.tensorrt, version=version) if jetson.stack.tensorrt else None
+    return replace(jetson, board=board, stack=replace(jetson.stack, l4t=(), tensorrt=tensorrt))
+
+
+def plugin_library(creators: dict[str, str] = VERSIONS, extra: bytes = b"") -> bytes:
+    """What the stand-in loads as a plugin library: ELF's first bytes and a list of creators."""
+    listed = [[name, version, DOMAIN] for name, version in sorted(creators.items())]
+    return b"\x7fELF" + extra + b"\nstandin-creators: " + json.dumps(listed).encode()
+
+
+def board_bundle(
+    source: Path, folder: Path, wanted: Target | None = None, library: bytes | None = None, shapes: Shapes | None = None
+) -> Bundle:
+    """A copy of the bundle `source` as if it had been exported for `wanted`, with plugins for the stand-in."""
+    shutil.copytree(source, folder)
+    manifest = decode((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).unlink()
+    (folder / PLUGINS).parent.mkdir(exist_ok=True)
+    (folder / PLUGINS).write_bytes(plugin_library() if library is None else library)
+    recipe = replace(manifest.recipe, shapes=shapes or manifest.recipe.shapes)
+    bundle.write(folder, replace(manifest, target=wanted or this_target(), recipe=recipe, files=()))
+    return Bundle.open(folder, keys=None, supported=VERSIONS)

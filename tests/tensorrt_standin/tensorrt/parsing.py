@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser: only nodes that a plugin of the registry takes, in the form in which every release takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from .building import INetworkDefinition, ITensor
+from .enums import DataType
+from .interfaces import ILogger, IPluginRegistry
+from .settings import opset_max
+
+DTYPES = {
+    ir.DataType.FLOAT: DataType.FLOAT,
+    ir.DataType.FLOAT16: DataType.HALF,
+    ir.DataType.INT8: DataType.INT8,
+    ir.DataType.INT32: DataType.INT32,
+}
+
+
+class ParserError:
+    def __init__(self, description: str, node: ir.Node | None = None) -> None:
+        self._description, self._node = description, node
+
+    def desc(self) -> str:
+        return self._description
+
+    def node_name(self) -> str:
+        return str(self._node.name) if self._node else ""
+
+    def node_operator(self) -> str:
+        return self._node.op_type if self._node else ""
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        self._network, self._registry = network, IPluginRegistry(logger)
+        self._errors: list[ParserError] = []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+    def parse(self, model: bytes, path: str | None = None) -> bool:  # noqa: ARG002
+        try:
+            parsed = load(bytes(model))
+        except Exception as error:  # noqa: BLE001  (whatever protobuf raises)
+            self._errors.append(ParserError(f"Failed to parse ONNX model: {error}"))
+            return False
+        self._errors += self._problems(parsed)
+        if self._errors:
+            return False
+        self._network.graph = bytes(model)
+        self._network.inputs = [_tensor(value) for value in parsed.graph.inputs]
+        self._network.outputs = [_tensor(value) for value in parsed.graph.outputs]
+        return True
+
+    def _problems(self, model: ir.Model) -> Iterator[ParserError]:
+        opset = model.opset_imports.get("", 0)
+        if opset > opset_max():
+            yield ParserError(f"opset {opset} is newer than {opset_max()}")
+        if model.functions:
+            yield ParserError("local functions shadow plugins in some releases and not in others")
+        if model.graph.initializers:
+            yield ParserError("the plan would hold weights")
+        for node in model.graph:
+            wanted = [node.attributes.get(name) for name in ("plugin_version", "plugin_namespace")]
+            version, namespace = (attribute.value if attribute else "" for attribute in wanted)
+            if self._registry.get_creator(node.op_type, version or "1", namespace) is None:
+                yield ParserError(f"no importer registered for op: {node.op_type}", node)
+
+
+def load(model: bytes) -> ir.Model:
+    """The model of these bytes."""
+    import onnx
+
+    return ir.serde.deserialize_model(onnx.ModelProto.FromString(model))
+
+
+def _tensor(value: ir.Value) -> ITensor:
+    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
+    return ITensor(str(value.name), shape, DTYPES[value.dtype or ir.DataType.UNDEFINED])

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tensorrt` engine: the plan that `orin-run build` made on this board, TensorRT 10.3 to 11.x.
+
+One context per profile, made once and never switched: switching after a capture is what breaks other runners. Contexts
+never run at the same time, so they share one arena (their scratch memory is ours, not TensorRT's). Weights and states
+are network inputs: every context reads the same weights, and a state is updated where it lies, because its input and
+its output are bound to one address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorrt as trt
+
+from orinkit.bundle import Bundle
+from orinkit.bundle.manifest import DATA, DEPLOY_WEIGHTS
+from orinkit.engines import deploy, plans
+from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
+from orinkit.engines.gpu import Gpu
+from orinkit.engines.slabs import Slabs
+from orinkit.engines.trt_library import ErrorRecorder, Log, load_plugins, new_streams, read_machine
+from orinkit.engines.trt_plan import PlanFile
+from orinkit.engines.weights import LoadedWeights
+from orinkit.errors import DeviceError, EngineError, PlanError
+from orinkit.memory.arena import aligned
+
+STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
+LOGITS = "logits"
+PREFILL = 0
+"""The plan's profile of chunks of prompts; the others are of decode steps."""
+OUT = "_out"
+_STATES = ("kv_", "conv_", "rec_")
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32"}
+"""NumPy's names of TensorRT's types, by the names that those have in every release."""
+
+
+class TrtCaches:
+    """Every state as one array [S, ...] in device memory; contents mean nothing where no sequence has been."""
+
+    def __init__(
+        self, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], capacity: int
+    ) -> None:
+        sizes = {name: int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()}
+        self._memory = Slabs(gpu, sizes.values())
+        self._slots = next(iter(shapes.values()))[0]
+        self._capacity = capacity
+        self.addresses = {name: self._memory.take(size) for name, size in sizes.items()}
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def nbytes(self) -> int:
+        return self._memory.nbytes
+
+
+class TrtEngine:
+    """A deserialised plan with its weights in device memory."""
+
+    name = "tensorrt"
+    can_capture = True
+
+    def __init__(self, bundle: Bundle, root: Path = Path("/")) -> None:
+        """Find the plan of `bundle` for this machine, load plugins, plan and weights. `root` is the file system's.
+
+        Raises BundleError, PlanError, EngineError.
+        """
+        self.gpu = Gpu()
+        self._log, self.errors = Log(), ErrorRecorder()
+        origin = plans.origin_of(bundle, read_machine(root))
+        path = plans.find(plans.folder_of(bundle.folder), origin)
+        stored = deploy.decode(bundle.read(DEPLOY_WEIGHTS))
+        self._runtime: trt.Runtime = trt.Runtime(self._log)
+        self._runtime.error_recorder = self.errors
+        if bundle.plugins is not None:
+            load_plugins(self._runtime.get_plugin_registry(), bundle.plugins, self._log)
+        self._plan = PlanFile(path)
+        self.engine: trt.ICudaEngine = self._plan.deserialise(self._runtime, self._log)
+        self._check_inputs(stored, path)
+        self._weights = LoadedWeights(self.gpu, stored, bundle.path(DATA))
+        self.arena = self.gpu.allocate(max(1, self.engine.device_memory_size_v2))
+        self.is_faulted = False
+
+    @property
+    def weight_bytes(self) -> int:
+        return self._weights.nbytes
+
+    @property
+    def vocab(self) -> int:
+        """Width of the logits."""
+        return int(tuple(self.engine.get_tensor_shape(LOGITS))[1])
+
+    def caches(self, slots: int, capacity: int, chunk: int) -> TrtCaches:
+        """Allocate the states, whose sizes the plan fixes. Raises EngineError: another size is asked for."""
+        shapes = {name: self.shape(name) for name in self._states()}
+        found = next(iter(shapes.values()))[0]
+        longest = self.limits(PREFILL).tokens
+        if (slots, chunk) != (found, longest):
+            raise EngineError(
+                f"expected {found} slots and chunks of {longest} tokens, for which the plan was built, found {slots} "
+                f"and {chunk}; set them in the recipe and export again"
+            )
+        return TrtCaches(self.gpu, shapes, {name: self.dtype(name) for name in shapes}, capacity)
+
+    def context(self, profile: Profile, caches: Caches) -> Context:
+        if not isinstance(caches, TrtCaches):
+            raise EngineError("expected caches made by this engine; call caches() first")
+        return TrtContext(self, profile, caches)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Sizes of an input or output; -1 = varies."""
+        return tuple(self.engine.get_tensor_shape(name))
+
+    def dtype(self, name: str) -> str:
+        """NumPy's name of an input's or output's type. Raises PlanError: a type that orinkit never uses."""
+        found = self.engine.get_tensor_dtype(name).name
+        if found not in _DTYPES:
+            raise PlanError(f"{name}: expected one of {sorted(_DTYPES)}, found {found}; build the plan again")
+        return _DTYPES[found]
+
+    def limits(self, index: int) -> Profile:
+        """The largest step of a profile of the plan."""
+        most = {}
+        for name in STEP_INPUTS:
+            _, _, (size,) = self.engine.get_tensor_profile_shape(name, index)
+            most[name] = int(size)
+        return Profile(str(index), most["input_ids"], most["slots"], most["logit_rows"])
+
+    def profile_index(self, profile: Profile) -> int:
+        """The smallest profile of the plan that holds `profile`. Raises EngineError: none does."""
+        rows = profile.logit_rows or profile.sequences
+        fitting = []
+        for index in range(self.engine.num_optimization_profiles):
+            most = self.limits(index)
+            if most.tokens >= profile.tokens and most.sequences >= profile.sequences and most.logit_rows >= rows:
+                fitting.append((most.tokens, index))
+        if not fitting:
+            raise EngineError(f"expected a profile of the plan that holds {profile}, found none; build the plan again")
+        return min(fitting)[1]
+
+    def addresses(self, caches: TrtCaches) -> dict[str, int]:
+        """What every context binds: weights, and each state as input and as output."""
+        outputs = {f"{name}{OUT}": address for name, address in caches.addresses.items()}
+        return self._weights.addresses | caches.addresses | outputs
+
+    def check(self, succeeded: bool, doing: str) -> None:
+        """Raises EngineError where TensorRT refused or reported an error; a fatal one ends the engine."""
+        reported = self.errors.describe()
+        if succeeded and not reported:
+            return
+        self.is_faulted = self.is_faulted or self.errors.is_fatal
+        self.errors.clear()
+        advice = "; the engine is lost: start again" if self.is_faulted else ""
+        raise EngineError(f"{doing} failed: {reported or self._log.reason()}{advice}")
+
+    def _names(self) -> list[str]:
+        return [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
+
+    def _states(self) -> list[str]:
+        return [name for name in self._names() if name.startswith(_STATES) and not name.endswith(OUT)]
+
+    def _check_inputs(self, stored: deploy.DeployWeights, path: Path) -> None:
+        """The plan's inputs and outputs are those of the contract. Raises PlanError."""
+        states = self._states()
+        weights = {weight.name: weight for weight in stored.weights}
+        expected = {*STEP_INPUTS, *states, *(f"{name}{OUT}" for name in states), *weights, LOGITS}
+        different = expected ^ set(self._names())
+        if different:
+            raise PlanError(
+                f"{path}: expected the inputs and outputs of the bundle, found {min(different)!r} to differ"
+            )
+        for name, weight in weights.items():
+            found = f"{self.dtype(name)} {self.shape(name)}"
+            if found != f"{weight.dtype} {weight.shape}":
+                raise PlanError(f"{path}: {name}: expected {weight.dtype} {weight.shape}, found {found}")
+
+
+class TrtContext:
+    """One profile and one set of caches, with every address fixed."""
+
+    def __init__(self, engine: TrtEngine, profile: Profile, caches: TrtCaches) -> None:
+        self._engine, self._gpu, self._profile, self._caches = engine, engine.gpu, profile, caches
+        rows = profile.logit_rows or profile.sequences
+        counts = (profile.tokens, profile.sequences + 1, profile.sequences, profile.sequences, rows)
+        places = np.cumsum([0, *(aligned(4 * count) // 4 for count in counts)]).tolist()
+        self._starts = dict(zip(STEP_INPUTS, places[:-1], strict=True))
+        self._inputs = self._gpu.allocate(4 * places[-1])
+        self._staged = self._gpu.pinned((places[-1],), np.int32)
+        self._logits = self._gpu.allocate(4 * rows * engine.vocab)
+        self._received = self._gpu.pinned((rows, engine.vocab), np.float32)
+        self._sizes: dict[str, int] = {}
+        self._context = self._make()
+
+    @property
+    def profile(self) -> Profile:
+        return self._profile
+
+    def run(self, inputs: StepInputs) -> Float32:
+        """One step, enqueued by TensorRT."""
+        self._check(inputs)
+        rows = len(inputs.logit_rows)
+        for name, start in self._starts.items():
+            values = getattr(inputs, name)
+            self._staged.array[start : start + len(values)] = values
+        try:
+            self.resize({name: len(getattr(inputs, name)) for name in STEP_INPUTS})
+            self._gpu.send(self._inputs.address, self._staged, self._staged.array.nbytes)
+            self.enqueue()
+            self._gpu.receive(self._received, self._logits.address, 4 * rows * self._engine.vocab)
+            self._gpu.synchronise()
+        except DeviceError:
+            self._engine.is_faulted = True
+            raise
+        self._engine.check(True, "a step")
+        logits: Float32 = self._received.array[:rows]
+        return logits
+
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        """Make the step inputs this long. Never after a capture: a capture keeps the sizes that it was made with."""
+        if sizes == self._sizes:
+            return
+        for name, size in sizes.items():
+            self._engine.check(self._context.set_input_shape(name, (size,)), f"setting {name} to {size}")
+        missing = self._context.infer_shapes()
+        self._engine.check(not missing, f"inferring shapes without {', '.join(missing)}")
+        self._sizes = dict(sizes)
+
+    def enqueue(self) -> None:
+        """Enqueue a step whose inputs lie in device memory; what can be captured. Raises EngineError."""
+        self._engine.check(self._context.execute_async_v3(self._gpu.stream), "a step")
+
+    def _make(self) -> trt.IExecutionContext:
+        engine, arena = self._engine.engine, self._engine.arena
+        context: trt.IExecutionContext = engine.create_execution_context(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        self._engine.check(context is not None, "making a context")
+        context.error_recorder = self._engine.errors
+        context.set_device_memory(arena.address, arena.nbytes)
+        index = self._engine.profile_index(self._profile)
+        self._engine.check(context.set_optimization_profile_async(index, self._gpu.stream), f"taking profile {index}")
+        self._gpu.synchronise()
+        if engine.num_aux_streams:
+            context.set_aux_streams(new_streams(engine.num_aux_streams))
+        addresses = self._engine.addresses(self._caches) | {LOGITS: self._logits.address}
+        addresses |= {name: self._inputs.address + 4 * start for name, start in self._starts.items()}
+        for name, address in addresses.items():
+            self._engine.check(context.set_tensor_address(name, address), f"binding {name}")
+        return context
+
+    def _check(self, inputs: StepInputs) -> None:
+        """Refuse what is beyond the profile or the caches before any state has changed."""
+        if self._engine.is_faulted:
+            raise EngineError("step refused: the engine was lost by an earlier fault; start again")
+        profile, caches = self._profile, self._caches
+        tokens, sequences, rows = len(inputs.input_ids), len(inputs.slots), len(inputs.logit_rows)
+        if tokens > profile.tokens or sequences > profile.sequences or rows > len(self._received.array):
+            raise EngineError(f"expected a step within {profile}, found {tokens} tokens of {sequences} sequences")
+        if not tokens or not sequences or not rows:
+            raise EngineError(f"expected no empty input, found {tokens} tokens, {sequences} sequences, {rows} rows")
+        longest = int((inputs.past_lens + np.diff(inputs.cu_seqlens)).max(initial=0))
+        if longest > caches.capacity or int(inputs.slots.max(initial=0)) >= caches.slots:
+            raise EngineError(f"expected at most {caches.capacity} tokens in a slot, found {longest}")
