@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 CUDA_VERSIONS := 11.8 12.6 13.2
+LEAN := 10.15.1.29-aarch64 10.16.1.11-aarch64 11.4.0.106-aarch64 10.16.1.11-x86_64 11.4.0.106-x86_64
+BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint oracle kernels nvrtc clean
+.PHONY: demo test lint oracle kernels nvrtc lean bindings clean
 
 demo: .venv/installed
 	$(BIN)/orin-export build recipes/demo.yaml --target targets/host.yaml -o build/demo
@@ -13,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/orin-run generate build/demo --max-tokens 96 --temperature 0.7 --seed 7 "ROMEO:"
 	$(BIN)/orin-run chat build/demo --max-tokens 120 --say "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
-test: lint nvrtc
+test: lint nvrtc bindings
 	$(BIN)/pytest -q
 
 # liborin_kernels for the GPUs that orinkit knows, without a CUDA toolkit.
@@ -27,6 +29,27 @@ nvrtc: $(CUDA_VERSIONS:%=build/nvrtc/%)
 build/nvrtc/%: cmake/nvrtc/%.txt | .venv/installed
 	rm -rf $@
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ --requirement $<
+	touch $@
+
+# TensorRT's lean runtimes, for the tests of the plugin library that have TensorRT's headers (orin-export sdk).
+lean: $(LEAN:%=build/lean/%)
+
+LEAN_PLATFORM_aarch64 := manylinux_2_35_aarch64
+LEAN_PLATFORM_x86_64 := manylinux_2_28_x86_64
+
+build/lean/%: | .venv/installed
+	rm -rf $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target $@ \
+	  --platform $(LEAN_PLATFORM_$(lastword $(subst -, ,$*))) tensorrt-lean-cu13-libs==$(firstword $(subst -, ,$*))
+	touch $@
+
+# TensorRT's Python bindings without TensorRT, for the test that compares our use of them with what they have.
+bindings: $(BINDINGS:%=build/bindings/%)
+
+build/bindings/%: | .venv/installed
+	rm -rf $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target $@ \
+	  tensorrt-cu13-bindings==$*
 	touch $@
 
 lint: .venv/installed

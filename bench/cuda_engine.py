@@ -73,7 +73,7 @@ def step(vocab: int, lengths: list[int], past: int) -> StepInputs:
 def by_op(engine: CudaEngine, context: CudaContext, shape: StepShape) -> dict[str, dict[str, float]]:
     """Microseconds per launch and in total, by name of the op within a layer."""
     groups = defaultdict(list)
-    for launch in context.launches:
+    for launch in context.step.launches:
         launch.set(shape)
         groups[re.sub(r"\d+", "I", launch.name)].append(launch)
     found = {}
@@ -97,7 +97,7 @@ def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> d
     for tokens in args.prompts:
         prefill.run(step(program.vocab, [tokens], 0))
         shape = StepShape(tokens, 1, 1, tokens, tokens)
-        us = microseconds(engine, lambda shape=shape: prefill.enqueue(shape), 10)  # type: ignore[misc]
+        us = microseconds(engine, lambda shape=shape: prefill.step.enqueue(shape), 10)  # type: ignore[misc]
         record["prefill"][tokens] = {"ms": round(us / 1e3, 2), "tokens_per_second": round(tokens / us * 1e6)}
         print("prefill", tokens, record["prefill"][tokens], flush=True)
     record["by_op"][f"prefill {most}"] = by_op(engine, prefill, StepShape(most, 1, 1, most, most))
@@ -106,7 +106,7 @@ def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> d
         shape = StepShape(batch, batch, batch, 1, CAPACITY)
         for depth in args.depths:
             context.run(step(program.vocab, [1] * batch, depth))
-            us = microseconds(engine, lambda: context.enqueue(shape), 200)  # noqa: B023
+            us = microseconds(engine, lambda: context.step.enqueue(shape), 200)  # noqa: B023
             found = {"us": round(us, 1), "tokens_per_second": round(batch / us * 1e6)}
             record["decode"][f"batch {batch}, depth {depth}"] = found
             print("decode", batch, depth, found, flush=True)

@@ -25,7 +25,10 @@ ROOT = Path(__file__).parents[1]
 VARIABLE = "TENSORRT_STANDIN"
 VERSION = "10.16.2.10"
 _FRESH = ("cuda", "tensorrt")
-_USERS = ("gpu", "slabs", "cuda", "trt", "trt_library", "trt_plan", "weights")
+_USERS = (
+    *("bound", "choosing", "cuda", "cuda_pipeline", "gpu", "slabs", "trt", "trt_library", "trt_plan", "trt_step"),
+    "weights",
+)
 
 
 def environment(**settings: Any) -> dict[str, str]:
@@ -46,7 +49,11 @@ def installed(**settings: Any) -> Iterator[None]:
         yield
     finally:
         _forget()
-        sys.modules.update(before)
+        for name, module in before.items():
+            sys.modules[name] = module
+            package, _, last = name.rpartition(".")
+            if package in sys.modules:
+                setattr(sys.modules[package], last, module)
         sys.path[:] = path
         os.environ.clear()
         os.environ.update(saved)
@@ -58,15 +65,21 @@ def _is_ours(name: str) -> bool:
 
 
 def _forget() -> None:
+    """Take modules away, and the attributes by which their packages know them."""
     for name in [name for name in sys.modules if _is_ours(name)]:
         del sys.modules[name]
+        package, _, last = name.rpartition(".")
+        if package in sys.modules:
+            vars(sys.modules[package]).pop(last, None)
 
 
 def this_target(version: str = VERSION) -> Target:
     """A target that fits the stand-in on the machine of the tests."""
     jetson = target.read(ROOT / "targets/agx-orin-64gb-jetpack-7.2.yaml")
     board = replace(jetson.board, machine="any")
-    tensorrt = replace(jetson.stack.tensorrt, version=version) if jetson.stack.tensorrt else None
+    found = jetson.stack.tensorrt
+    soname = f"libnvinfer.so.{version.split('.')[0]}"
+    tensorrt = replace(found, version=version, soname=soname) if found else None
     return replace(jetson, board=board, stack=replace(jetson.stack, l4t=(), tensorrt=tensorrt))
 
 
@@ -88,3 +101,15 @@ def board_bundle(
     recipe = replace(manifest.recipe, shapes=shapes or manifest.recipe.shapes)
     bundle.write(folder, replace(manifest, target=wanted or this_target(), recipe=recipe, files=()))
     return Bundle.open(folder, keys=None, supported=VERSIONS)
+
+
+def built_bundle(
+    source: Path, folder: Path, shapes: Shapes | None = None, wanted: Target | None = None, **options: int
+) -> Bundle:
+    """A bundle for the stand-in with its plan; only while the stand-in is installed."""
+    from orinkit.device.build import build
+    from orinkit.engines.plans import BuildOptions
+
+    made = board_bundle(source, folder, wanted, shapes=shapes)
+    build(made, BuildOptions(**options))
+    return made

@@ -6,11 +6,13 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import standin
 from orinkit import target
 from orinkit.bundle import Bundle
 from orinkit.ops import VERSIONS
@@ -157,9 +159,24 @@ def test_a_bundle_is_signed_after_it_was_built(demo_bundle: Path, tmp_path: Path
     assert "good, by a trusted key" in succeed("orin-run", "inspect", "demo", "--keys", "keys", cwd=tmp_path)
 
 
+@pytest.fixture(scope="module")
+def on_board(demo_bundle: Path, narrow: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """The narrow bundle with a plan of the stand-in for TensorRT, which is ours."""
+    with standin.installed():
+        shapes = narrow.manifest.recipe.shapes
+        yield standin.built_bundle(demo_bundle, tmp_path_factory.mktemp("board") / "demo", shapes)
+
+
+@pytest.fixture(params=["onnxruntime", "tensorrt"])
+def serve(request: pytest.FixtureRequest, narrow: Bundle, on_board: Bundle) -> Callable[[], Scheduler]:
+    """Starts a fresh scheduler on each engine that runs anywhere."""
+    bundle = on_board if request.param == "tensorrt" else narrow
+    return lambda: start(bundle, request.param)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_side_by_side_as_alone(temperature: float, narrow: Bundle) -> None:
-    scheduler = start(narrow, "onnxruntime")
+def test_side_by_side_as_alone(temperature: float, serve: Callable[[], Scheduler]) -> None:
+    scheduler = serve()
     requests = [
         request(scheduler, prompt, sampling=Sampling(temperature, seed=index), max_tokens=6 + index)
         for index, prompt in enumerate(PROMPTS)
@@ -171,11 +188,11 @@ def test_side_by_side_as_alone(temperature: float, narrow: Bundle) -> None:
     while not scheduler.is_idle:
         events += scheduler.step()
     for number, alone in zip(numbers, requests, strict=True):
-        assert tokens(events, number) == tokens(list(stream(start(narrow, "onnxruntime"), alone)))
+        assert tokens(events, number) == tokens(list(stream(serve(), alone)))
 
 
-def test_an_answer_ends_at_the_first_of_all_limits(narrow: Bundle) -> None:
-    scheduler = start(narrow, "onnxruntime")
+def test_an_answer_ends_at_the_first_of_all_limits(serve: Callable[[], Scheduler]) -> None:
+    scheduler = serve()
     whole = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24)))
     assert (ending(whole).reason, len(tokens(whole))) == ("length", 24)
     stopped = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24, stop=(text(whole)[20:26],))))
@@ -185,8 +202,8 @@ def test_an_answer_ends_at_the_first_of_all_limits(narrow: Bundle) -> None:
     assert (ending(at_token).reason, tokens(at_token)) == ("stop", tokens(whole)[: tokens(whole).index(last) + 1])
 
 
-def test_an_answer_ends_where_the_slot_is_full(narrow: Bundle) -> None:
-    scheduler = start(narrow, "onnxruntime")
+def test_an_answer_ends_where_the_slot_is_full(serve: Callable[[], Scheduler]) -> None:
+    scheduler = serve()
     prompt = scheduler.tokenizer.encode(PROMPTS[1] * 9, scheduler.capacity)[: scheduler.capacity - 3]
     assert len(prompt) == scheduler.capacity - 3
     end = list(stream(scheduler, Request(prompt)))

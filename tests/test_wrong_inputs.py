@@ -136,7 +136,6 @@ LATE = {
         nothing,
         ("private key absent: No such file",),
         arguments=(*BUILD, "--sign", "absent"),
-        stays=("out.report", "out.work"),
     ),
     "missed bound": Wrong(
         recipe(evaluation=STRICT),

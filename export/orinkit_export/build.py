@@ -8,8 +8,8 @@
     bundle     everything in one folder with its manifest, renamed to the output
 
 Stages live in `<output>.work`, which is removed when the bundle is complete. It stays where another run can go on:
-after a kill, Ctrl-C, a full disk, a failed verification (other golden prompts need no new model), a missed bound or a
-wrong key. Before the bounds are looked at, `<output>.report` gets the report: it tells of the last export that was
+after a kill, Ctrl-C, a full disk, a failed verification (other golden prompts need no new model) or a missed bound.
+Before the bounds are looked at, `<output>.report` gets the report: it tells of the last export that was
 evaluated, refused ones included.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orinkit import bundle, config
@@ -62,22 +62,33 @@ from orinkit_export.report.data import HTML
 REPLACED, VERIFIED = "replaced", "verify.json"
 
 
-def build(plan: Plan, target: Target, output: Path, key: Path | None = None, accept: bool = False) -> Bundle:
+def build(
+    plan: Plan,
+    target: Target,
+    output: Path,
+    key: Path | None = None,
+    accept: bool = False,
+    libraries: Mapping[str, Path] | None = None,
+) -> Bundle:
     """Make the bundle `output` for `target`, signed with the private key `key` if given.
 
-    A missed bound is refused; with `accept` it is recorded in the manifest. A bundle of the same inputs is kept, and
-    only signed if `key` is given. Whatever happens, `output` is what it was before or the complete new bundle; a kill
-    between the two renames that replace it is put right by the next run. Raises OrinError.
+    `libraries` (crossbuild.packed) travel in it, by their paths there. A missed bound is refused; with `accept` it is
+    recorded in the manifest. A bundle of the same inputs is kept, and only signed if `key` is given. Whatever happens,
+    `output` is what it was before or the complete new bundle; a kill between the two renames that replace it is put
+    right by the next run. Raises OrinError.
     """
     output = Path(os.path.realpath(output))
     _check_output(output)
+    page.check(_report_folder(output))
+    if key is not None:
+        bundle.load_private(key)  # a wrong one is told before hours of work
     work = output.with_name(f"{output.name}.work")
     with stages.locked(work):
         _put_back(work / REPLACED, output)
         provenance = _provenance(plan)
-        finished = _finished(plan, target, output, provenance, accept)
+        finished = _finished(plan, target, output, provenance, accept, libraries or {})
         if finished is None:
-            disk.check_space(work, 2 * plan.data_bytes())
+            disk.check_space(work, 2 * plan.data_bytes() + plan.hidden_bytes())
             done = _made(plan, target, work, provenance)
             verified = json.loads((done["verify"] / VERIFIED).read_text(encoding="utf-8"))
             numbers = _judged(plan, target, done, verified["report"], output, accept)
@@ -91,7 +102,7 @@ def build(plan: Plan, target: Target, output: Path, key: Path | None = None, acc
                 golden=tuple(config.parse(case, GoldenCase, VERIFIED) for case in verified["golden"]),
                 report=numbers,
             )
-            _assemble(plan, manifest, done["model"], work / "bundle", key)
+            _assemble(plan, manifest, done["model"], work / "bundle", key, libraries or {})
             _replace(work / "bundle", output)
         elif key is not None:
             bundle.sign(output, key)
@@ -113,7 +124,9 @@ def _check_output(output: Path) -> None:
     raise BundleError(f"{output}: expected a bundle, an empty folder or nothing, found {found}; choose another")
 
 
-def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance, accept: bool) -> Bundle | None:
+def _finished(
+    plan: Plan, target: Target, output: Path, provenance: Provenance, accept: bool, libraries: Mapping[str, Path]
+) -> Bundle | None:
     """The bundle at `output` if it is intact and was made from the same inputs; a missed bound is accepted anew."""
     try:
         found = Bundle.open(output, keys=None, supported=VERSIONS)
@@ -125,6 +138,8 @@ def _finished(plan: Plan, target: Target, output: Path, provenance: Provenance, 
         plan.spec,
         provenance,
     )
+    packed = {entry.path: entry.sha256 for entry in found.manifest.files if PurePosixPath(entry.path).suffix == ".so"}
+    same = same and packed == {inside: _digest(path) for inside, path in libraries.items()}
     same = same and (accept or "accepted" not in found.manifest.report)
     if same:
         say(f"{output} is up to date")
@@ -147,7 +162,7 @@ def _provenance(plan: Plan) -> Provenance:
 def _texts(plan: Plan) -> dict[str, str]:
     """Digests of the texts that the recipe has use for."""
     used = {"evaluation": plan.evaluation_ids()}
-    if plan.recipe.quantise.method in prepare.CALIBRATED:
+    if plan.recipe.quantise.method in quantise.CALIBRATED:
         used["calibration"] = plan.calibration_ids()
     return {section: hashlib.sha256(ids.tobytes()).hexdigest() for section, ids in used.items()}
 
@@ -169,6 +184,7 @@ def _made(plan: Plan, target: Target, work: Path, provenance: Provenance) -> dic
 
     on_text = baseline.inputs(plan, provenance)
     model = stage("model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
+    prepare.tidy(model)
     lint.check(deploy.build(plan.spec, store.read_index(model), plan.recipe), target.stack)
     made = {"graph": _digest(model / GRAPH), "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8"))}
     asked = made | {"golden": config.dump(plan.recipe.golden), "shapes": config.dump(plan.recipe.shapes)}
@@ -225,21 +241,28 @@ def _judged(
     """Write the report; the numbers for the manifest. Raises VerificationError: a missed bound that is not accepted."""
     found = collect(plan, target, done, agreement)
     found = replace(found, accepted=accept and bool(found.missed))
-    folder = output.with_name(f"{output.name}.report")
+    folder = _report_folder(output)
     page.write(found, folder)
     if not accept:
         gate.refuse(found.missed, folder / HTML)
     return {**agreement, **found.quality.report(), **({"accepted": 1.0} if found.accepted else {})}
 
 
-def _assemble(plan: Plan, manifest: Manifest, model: Path, folder: Path, key: Path | None) -> None:
+def _report_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.report")
+
+
+def _assemble(
+    plan: Plan, manifest: Manifest, model: Path, folder: Path, key: Path | None, libraries: Mapping[str, Path]
+) -> None:
     """Everything that travels, in `folder`, with its manifest."""
     shutil.rmtree(folder, ignore_errors=True)
     sources = {name: model / name for name in (GRAPH, DATA)}
     sources |= {f"tokenizer/{name}": path for name, path in plan.checkpoint.tokenizer_files().items()}
+    sources |= libraries
     with disk.writing(folder):
-        (folder / "tokenizer").mkdir(parents=True)
         for name, source in sources.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
         _write_deploy(plan, model, folder)
     with progress("bundle", sum(source.stat().st_size for source in sources.values()), "MB", 1e6) as advance:

@@ -133,7 +133,7 @@ class LayerRunner:
 
         def rows() -> Iterator[Float32]:
             for sequence in hidden:
-                results = self._layer(index, arrays, shared, np.ascontiguousarray(sequence))
+                results = self.layer(index, arrays, shared, np.ascontiguousarray(sequence))
                 statistics["norm1"].add(rms_norm(sequence, arrays["norm1"], self._spec.norm_eps))
                 statistics["mixer"].add(results["mixer"])
                 statistics["norm2"].add(rms_norm(results["middle"], arrays["norm2"], self._spec.norm_eps))
@@ -148,10 +148,11 @@ class LayerRunner:
     ) -> Iterator[Float32]:
         """Output rows of layer `index`, sequence by sequence, without statistics; arguments as of `run`."""
         for sequence in hidden:
-            yield self._layer(index, arrays, shared, np.ascontiguousarray(sequence))["out"]
+            yield self.layer(index, arrays, shared, np.ascontiguousarray(sequence))["out"]
             advance(len(sequence))
 
-    def _layer(self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32) -> Mapping[str, Float32]:
+    def layer(self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32) -> Mapping[str, Float32]:
+        """What layer `index` makes of one sequence [T, H]: mixer, middle, inner and out (see graph.single_layer)."""
         layer = self._spec.layers[index]
         first = self._programs.get(layer, (None, index))[1]
         weights = {f"layers.{first}.{name}": array for name, array in arrays.items()} | dict(shared)

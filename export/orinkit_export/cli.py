@@ -26,6 +26,8 @@ def main() -> None:
 @click.option("--sign", "key", type=_path, help="Private key (orin-export keygen) to sign the bundle with.")
 @click.option("--accept", is_flag=True, help="Take an export that misses a bound of its recipe; it is recorded.")
 @click.option("--allow-nonfinite", is_flag=True, help="Go on where weights hold NaN, infinities or only zeros.")
+@click.option("--plugins", type=_path, help="Folder of orin-export plugins; without it a board's are built now.")
+@click.option("--no-plugins", is_flag=True, help="Pack no libraries: the bundle runs on ONNX Runtime alone.")
 def build(
     recipe: Path,
     target: Path,
@@ -34,20 +36,23 @@ def build(
     key: Path | None,
     accept: bool,
     allow_nonfinite: bool,
+    plugins: Path | None,
+    no_plugins: bool,
 ) -> None:
     """Quantise a checkpoint and pack it with its graph into a bundle; its report lies beside it in <output>.report.
 
     A second run with the same inputs does nothing; one that was killed goes on where it was.
     """
     from orinkit import target as targets
-    from orinkit_export import plan
+    from orinkit_export import crossbuild, plan
 
     chosen = targets.read(target)
     planned = plan.read(recipe, checkpoint, allow_nonfinite)
+    libraries = {} if no_plugins else crossbuild.packed(chosen, plugins)
     from orinkit_export.build import build as make  # half a second, so after what can be refused at once
 
     folder = output or Path("build") / f"{planned.recipe.name}-{chosen.id}"
-    done = make(planned, chosen, folder, key, accept)
+    done = make(planned, chosen, folder, key, accept, libraries)
     total = sum(entry.size for entry in done.manifest.files)
     report = done.manifest.report
     click.echo(
@@ -193,7 +198,7 @@ def plugins(target: Path, output: Path | None, tensorrt: Path | None, nvcc: Path
     from orinkit_export import crossbuild
 
     chosen = targets.read(target)
-    folder = output or Path("build/plugins") / chosen.stack.id
+    folder = output or crossbuild.default_folder(chosen)
     record = crossbuild.build(chosen, folder, crossbuild.Tools(tensorrt, nvcc), not kernels_only)
     for proof in record.libraries:
         click.echo(

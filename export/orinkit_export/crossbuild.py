@@ -21,10 +21,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from orinkit import config
-from orinkit.errors import ArtefactError, LockedError, ResourceError
+from orinkit.bundle.manifest import KERNELS, PLUGINS
+from orinkit.errors import ArtefactError, ConfigError, LockedError, ResourceError
 from orinkit.target import Target
 from orinkit_export import proof, sdk
 from orinkit_export.disk import writing
@@ -77,7 +78,7 @@ def build(target: Target, output: Path, tools: Tools, with_tensorrt: bool = True
     record = Record(
         stack=target.stack.id,
         machine=machine,
-        cuda=str(tools.nvcc) if tools.nvcc else _nvrtc(target),
+        cuda=str(tools.nvcc) if tools.nvcc else nvrtc(target),
         tensorrt=".".join(map(str, sdk.version(headers))) if headers else None,
         libraries=tuple(proof.prove(path, target) for path in built),
     )
@@ -85,12 +86,37 @@ def build(target: Target, output: Path, tools: Tools, with_tensorrt: bool = True
     return record
 
 
+def default_folder(target: Target) -> Path:
+    """Where the libraries of a target's stack go unless the user says so."""
+    return Path("build/plugins") / target.stack.id
+
+
+def packed(target: Target, folder: Path | None = None) -> dict[str, Path]:
+    """The libraries that travel in a bundle for `target`, by their paths in it: those in `folder`, or built now.
+
+    None of them for a stack without TensorRT if no folder is named. Raises ArtefactError, ResourceError.
+    """
+    if folder is None:
+        if target.stack.tensorrt is None:
+            return {}
+        folder = default_folder(target)
+        say(f"build the plugins for {target.stack.id}")
+        build(target, folder, Tools())
+    names = {PurePosixPath(path).name: path for path in (KERNELS, PLUGINS)}
+    return {names[library.name]: folder / library.name for library in read(folder, target).libraries}
+
+
 def read(folder: Path, target: Target) -> Record:
     """The record of libraries that `build` made for this target. Raises ArtefactError."""
     path = folder / RECORD
     if not path.is_file():
         raise ArtefactError(f"{folder}: expected libraries made by orin-export plugins, found no {RECORD} in it")
-    record = config.parse(json.loads(path.read_text(encoding="utf-8")), Record, str(path))
+    try:
+        record = config.parse(json.loads(path.read_text(encoding="utf-8")), Record, str(path))
+    except (ValueError, ConfigError) as error:
+        raise ArtefactError(
+            f"{path}: expected a record of orin-export plugins, found: {error}; build it again"
+        ) from None
     if record.stack != target.stack.id:
         raise ArtefactError(
             f"{folder}: expected libraries for {target.stack.id}, found some for {record.stack}; run: orin-export "
@@ -107,10 +133,10 @@ def _release(target: Target) -> str:
     return target.stack.tensorrt.headers if target.stack.tensorrt else min(sdk.PINS)
 
 
-def _nvrtc(target: Target) -> str:
-    """The NVRTC release for a target: that of its CUDA, or the next one of the same major version, which runs there.
+def nvrtc(target: Target) -> str:
+    """The NVRTC release for a target: that of its CUDA, or the nearest of the same major version, later ones first.
 
-    Without CUDA in the stack: the newest. Raises ResourceError: none is known for this CUDA.
+    Code of any of them runs there. Without CUDA in the stack: the newest. Raises ResourceError: none is known.
     """
 
     def number(text: str) -> tuple[int, ...]:
@@ -122,13 +148,13 @@ def _nvrtc(target: Target) -> str:
     if target.stack.cuda is None:
         return known[-1]
     wanted = number(target.stack.cuda.version)
-    for release in known:
-        if number(release)[0] == wanted[0] and number(release) >= wanted:
-            return release
-    raise ResourceError(
-        f"expected NVRTC for CUDA {target.stack.cuda.version}, found only {', '.join(known)} in cmake/nvrtc; name an "
-        "nvcc with --nvcc"
-    )
+    fitting = [release for release in known if number(release)[0] == wanted[0]]
+    if not fitting:
+        raise ResourceError(
+            f"expected NVRTC for CUDA {target.stack.cuda.version}, found only {', '.join(known)} in cmake/nvrtc; "
+            "name an nvcc with --nvcc"
+        )
+    return next((release for release in fitting if number(release) >= wanted), fitting[-1])
 
 
 def _compiler(machine: str) -> list[str]:
@@ -141,7 +167,7 @@ def _compiler(machine: str) -> list[str]:
 
 
 def _device_code(target: Target, tools: Tools) -> list[str]:
-    compiler = tools.nvcc or _wheels(_nvrtc(target))
+    compiler = tools.nvcc or _wheels(nvrtc(target))
     if not compiler.exists():
         raise ResourceError(f"{compiler}: expected nvcc, found nothing; name that of a CUDA toolkit")
     return [f"-DORIN_CUDA_COMPILER={compiler.resolve()}", f"-DORIN_ARCHS={';'.join(map(str, proof.archs(target)))}"]

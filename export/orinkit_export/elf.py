@@ -126,7 +126,7 @@ def _exports(sections: list[_Section]) -> Iterator[str]:
 
 def _cubins(raw: bytes) -> Iterator[int]:
     at = raw.find(MAGIC, 1)
-    while at > 0:
+    while 0 < at <= len(raw) - 52:
         (machine,) = struct.unpack_from("<H", raw, at + 18)
         if machine == CUDA:
             (flags,) = struct.unpack_from("<I", raw, at + 48)

@@ -102,9 +102,11 @@ STEP_INPUTS: tuple[tuple[str, tuple[int | str, ...]], ...] = (
 """Graph inputs that are not state, all int32; B1 is B+1."""
 
 
-def build(spec: ModelSpec, entries: Mapping[str, Entry], activations: str) -> ir.Model:
+def build(
+    spec: ModelSpec, entries: Mapping[str, Entry], activations: str, *, weights_as_inputs: bool = False
+) -> ir.Model:
     """The graph of `spec` over the stored tensors `entries`; `activations` is float16 or float32."""
-    builder = GraphBuilder(entries, activations, spec.norm_eps)
+    builder = GraphBuilder(entries, activations, spec.norm_eps, weights_as_inputs=weights_as_inputs)
     hidden = embed(builder, spec)
     for index, layer in enumerate(spec.layers):
         hidden = mlp(builder, index, mixer(builder, index, layer, hidden))

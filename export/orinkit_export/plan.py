@@ -77,6 +77,12 @@ class Plan:
         """Size of the data file but for alignment."""
         return sum(quantise.stored_bytes(weight, self.recipe) for weight in self.stored())
 
+    def hidden_bytes(self) -> int:
+        """Size of the files of hidden rows: input and output of a layer, for each text that is run."""
+        read = [self.evaluation_ids()]
+        read += [self.calibration_ids()] if self.recipe.quantise.method in quantise.CALIBRATED else []
+        return sum(2 * 4 * ids.size * self.spec.hidden for ids in read)
+
 
 def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: bool = False) -> Plan:
     """The recipe and its checkpoint; `checkpoint` replaces the folder that the recipe names.
@@ -100,6 +106,12 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
         raise ConfigError(
             f"{recipe_path}: shapes: capacity: expected at most the model's {plan.spec.max_positions} positions, "
             f"found {chosen.shapes.capacity}"
+        )
+    tokens = chosen.calibration.tokens
+    if chosen.quantise.method in quantise.CALIBRATED and tokens > chosen.shapes.capacity:
+        raise ConfigError(
+            f"{recipe_path}: calibration: tokens: expected at most the capacity of {chosen.shapes.capacity}, found "
+            f"{tokens}; shorten the sequences, or take more of them"
         )
     for weight in plan.stored():
         quantise.check_shape(weight, chosen)

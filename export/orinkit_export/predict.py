@@ -64,8 +64,6 @@ def read(recipe_path: Path, checkpoint: Path | None = None) -> Subject:
         found = plan.read(recipe_path, checkpoint)
         sizes = {weight.name: (quantise.stored_bytes(weight, chosen),) for weight in found.stored()}
         return Subject(chosen, found.spec, sizes)
-    if chosen.quantise.method == "import":
-        raise CheckpointError(f"{folder}: expected the weights: method import keeps what they bring; download them")
     spec = architectures.model_spec(_config_alone(folder, chosen).text_config)
     if chosen.shapes.capacity > spec.max_positions:
         raise ConfigError(
@@ -81,7 +79,7 @@ def predict(subject: Subject, target: Target, engine: str | None = None) -> Pred
     if engine not in ENGINES:
         raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, found {engine!r}")
     gpu, spec, recipe = target.board.gpu, subject.spec, subject.recipe
-    memory = memory_plan(spec, recipe, engine, subject.parts, gpu.sm_count if gpu else 16)
+    memory = memory_plan(spec, recipe, engine, subject.parts, gpu.sm_count if gpu else None)
     found = fit(memory.total(), gpu) if gpu else None
     missing = -found.spare if found else 0
     speed = Speed(spec, recipe, gpu, subject.parts) if gpu and engine != "onnxruntime" else None

@@ -40,19 +40,24 @@ POINTS = {
 }
 """Where the inputs of each quantised matrix of a layer are measured."""
 
+CALIBRATION = "calibration"
+"""Folder of the hidden rows, in that of the stage."""
+
 OUTLIER = 8
 """A channel is an outlier from so many times the mean magnitude of the median channel on."""
-
-CALIBRATED = frozenset({"awq", "gptq", "awq+gptq"})
 
 
 def weights(plan: Plan, folder: Path) -> Iterator[Prepared]:
     """The stored weights; layers that a killed run has finished are left out."""
-    if plan.recipe.quantise.method not in CALIBRATED:
+    if plan.recipe.quantise.method not in quantise.CALIBRATED:
         yield from ((weight, None) for weight in plan.stored())
         return
     yield from _Calibrated(plan, folder).weights()
-    shutil.rmtree(folder / "calibration")
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only a run that was killed would go on with: once the stage is complete, and not before."""
+    shutil.rmtree(folder / CALIBRATION, ignore_errors=True)
 
 
 def embedded(embedding: Weight, ids: NDArray[np.int32]) -> Iterator[Float32]:
@@ -86,7 +91,7 @@ class _Calibrated:
         self._plan = plan
         self._folder = folder
         self._stored = plan.stored()
-        self._hidden = Hidden(folder / "calibration")
+        self._hidden = Hidden(folder / CALIBRATION)
         self._ids = plan.calibration_ids()
         self._runner = LayerRunner(plan.spec, self._ids.shape[1])
         self._shared = {w.name: _read(w) for w in self._stored if w.name.startswith("rope.")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ENTRY_POINTS = frozenset({"getCreators", "setLoggerFinder"})
 """What TensorRT's registry looks for; a plugin library exports this and nothing else."""
 ALLOWED = ("libc.so.6", "libm.so.6", "libdl.so.2", "libstdc++.so.6", "libgcc_s.so.1", "ld-linux-")
 MAX_BYTES = 15_000_000
+"""Largest library, for each architecture that it holds device code for."""
 HOST_ARCHS = (80, 87, 90)
 GLIBCXX = {9: (3, 4, 28), 10: (3, 4, 28), 11: (3, 4, 29), 12: (3, 4, 30), 13: (3, 4, 32), 14: (3, 4, 33)}
 """Newest symbol version of libstdc++ by GCC's major version (libstdc++ manual, ABI policy)."""
@@ -44,7 +46,7 @@ def prove(path: Path, target: Target) -> Proof:
     """What a library asks of its machine, which must be no more than `target` has. Raises ArtefactError."""
     found = elf.read(path)
     glibc, glibcxx = found.newest("GLIBC"), found.newest("GLIBCXX")
-    for complaint in _complaints(found, target, path.name, path.stat().st_size):
+    for complaint in complaints(found, target, path.name, path.stat().st_size):
         raise ArtefactError(f"{path}: {complaint}")
     return Proof(
         name=path.name,
@@ -53,17 +55,18 @@ def prove(path: Path, target: Target) -> Proof:
         machine=found.machine,
         archs=tuple(sorted(set(found.cubins))),
         needed=found.needed,
-        glibc=".".join(map(str, glibc)),
-        glibcxx=".".join(map(str, glibcxx)),
+        glibc=dotted(glibc),
+        glibcxx=dotted(glibcxx),
     )
 
 
-def _complaints(found: elf.Library, target: Target, name: str, size: int) -> list[str]:
-    complaints = []
+def complaints(found: elf.Library, target: Target, name: str, size: int) -> list[str]:
+    """What is wrong with a library of this name and size for `target`: nothing, if all is well."""
+    wrong = []
 
     def expect(holds: bool, what: str, instead: object) -> None:
         if not holds:
-            complaints.append(f"expected {what}, found {instead}")
+            wrong.append(f"expected {what}, found {instead}")
 
     expect(found.machine == machine(target), f"machine {machine(target)}", found.machine)
     strangers = [library for library in found.needed if not library.startswith(ALLOWED)]
@@ -72,15 +75,26 @@ def _complaints(found: elf.Library, target: Target, name: str, size: int) -> lis
     sysroot = target.stack.sysroot
     if sysroot is not None:
         limit = tuple(map(int, sysroot.glibc_max.split(".")))
-        expect(found.newest("GLIBC") <= limit, f"glibc {sysroot.glibc_max} or older", found.newest("GLIBC"))
+        glibc, glibcxx = found.newest("GLIBC"), found.newest("GLIBCXX")
+        expect(glibc <= limit, f"glibc {sysroot.glibc_max} or older", dotted(glibc))
         newest = GLIBCXX[min(max(sysroot.gcc, min(GLIBCXX)), max(GLIBCXX))]
-        expect(found.newest("GLIBCXX") <= newest, f"GLIBCXX {newest} or older", found.newest("GLIBCXX"))
+        expect(glibcxx <= newest, f"GLIBCXX {dotted(newest)} or older", dotted(glibcxx))
     missing = set(archs(target)) - set(found.cubins)
-    expect(not missing, f"device code for {archs(target)}", sorted(set(found.cubins)))
+    expect(not missing, f"device code for {_names(archs(target))}", _names(found.cubins))
     if name == LIBRARIES["orin_plugins"]:
-        expect(found.exports == ENTRY_POINTS, f"the symbols {sorted(ENTRY_POINTS)}", sorted(found.exports))
-    expect(size <= MAX_BYTES, f"at most {MAX_BYTES} bytes", size)
-    return complaints
+        asked = ", ".join(sorted(ENTRY_POINTS))
+        expect(found.exports == ENTRY_POINTS, f"the symbols {asked} alone", ", ".join(sorted(found.exports)))
+    most = MAX_BYTES * len(archs(target))
+    expect(size <= most, f"at most {most} bytes", size)
+    return wrong
+
+
+def dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _names(archs: Iterable[int]) -> str:
+    return ", ".join(f"sm_{arch}" for arch in sorted(set(archs))) or "none"
 
 
 def machine(target: Target) -> str:

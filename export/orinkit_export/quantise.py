@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
 from orinkit.errors import ConfigError
+from orinkit.memory import formats
+from orinkit.memory.formats import Format, shares_head
+from orinkit.memory.formats import format_of as format_of
 from orinkit.recipe import Recipe
 from orinkit_export.rounding import Rounder, loss
 from orinkit_export.store import TensorWriter
-from orinkit_export.weights import Role, Weight
+from orinkit_export.weights import Weight
 
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
-Format = Literal["int4", "int8", "float16", "float32"]
+
+CALIBRATED = frozenset({"awq", "gptq", "awq+gptq"})
+"""Methods that look at a text."""
 
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 _LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MAX_FLOAT16, "float32": math.inf}
@@ -27,28 +31,6 @@ _LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MA
 
 _INT8_BLOCK = 32
 """Columns of an int8 matrix come in multiples of this (the blocks of ONNX Runtime's 8-bit product)."""
-
-
-def format_of(recipe: Recipe, role: Role) -> Format:
-    """How the recipe stores weights of a role."""
-    if role == "float32":
-        return "float32"
-    if role == "imported":
-        return "int4"
-    chosen: dict[Role, Format] = {
-        "embedding": recipe.quantise.embedding,
-        "head": recipe.quantise.head,
-        "projection": "int4",
-        "gated_delta": recipe.quantise.gated_delta,
-    }
-    left = recipe.quantise.method == "import" and role in ("projection", "gated_delta")
-    wide = role == "wide" or recipe.quantise.method == "none" or left or chosen[role] == "float16"
-    return recipe.activations if wide else chosen[role]
-
-
-def shares_head(recipe: Recipe, tied: bool) -> bool:
-    """Whether embedding and head are one tensor in the file."""
-    return tied and format_of(recipe, "embedding") == format_of(recipe, "head")
 
 
 def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> float | None:
@@ -109,11 +91,7 @@ def stored_bytes(weight: Weight, recipe: Recipe) -> int:
     """Bytes that `store` writes for `weight`."""
     if weight.integers:
         return weight.integers.nbytes
-    size, rows = math.prod(weight.shape), weight.shape[0]
-    kind = format_of(recipe, weight.role)
-    if kind == "int4":
-        return size // 2 + 2 * (size // recipe.quantise.group_size)
-    return size + 2 * rows if kind == "int8" else size * np.dtype(kind).itemsize
+    return sum(formats.parts(format_of(recipe, weight.role), weight.shape, recipe.quantise.group_size))
 
 
 def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:

@@ -4,7 +4,8 @@
 Scales are signed full range: the element m of largest magnitude of a group maps to -8, so s = m * p / (-8), and the
 shrink factor p is the one of least squared error, weighted by diag(H) where the Gram matrix H = X^T X / tokens of the
 inputs is known. A scale is rounded to float16 before integers are chosen. Integers are the nearest ones, or GPTQ's
-(Frantar et al. 2022): column by column, the error of each is spread over the columns to come.
+(Frantar et al. 2022): column by column, the error of each is spread over the columns to come. Behind GPTQ, coordinate
+descent lowers the loss further: integer by integer and scale by scale, each the best while all others stay.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ UInt8 = NDArray[np.uint8]
 SHRINK = np.arange(67, 129) / 112
 """Candidates of p, 0.6 to 8/7: p = 1 is plain full range and p = 8/7 is s = absmax/7, so neither is ever better."""
 
-DAMPING = 0.01
-"""Share of the mean of diag(H) that GPTQ adds to the diagonal; ten times more after a failed factorisation."""
+DAMPING = 0.3
+"""Share of each channel's own power that GPTQ adds to it: what channels have in common in the calibration text, they do
+not all have in common elsewhere."""
 
 DESCENTS = 3
-"""Times that integers and scales are gone through again after GPTQ."""
+"""Sweeps of coordinate descent behind GPTQ."""
 
 ROWS = 512
 """Rows that one thread has in hand."""
@@ -136,12 +138,7 @@ class Rounder:
         """`gram` is H [K, K] of the matrix' inputs; `spread_errors` asks for GPTQ and needs it."""
         self._group_size = group_size
         self._importance = None if gram is None else np.diag(gram).copy()
-        self._spread: _Spread | None = None
-        if spread_errors and gram is not None:
-            order = _order(np.diag(gram), group_size)
-            ordered = gram[np.ix_(order, order)]
-            factor = _inverse_factor(ordered)
-            self._spread = None if factor is None else _Spread(order, ordered, factor, group_size)
+        self._spread = _Spread.of(gram, group_size) if spread_errors and gram is not None else None
 
     def __call__(self, weight: Float32) -> Rounded:
         """Round rows [N, K]."""
@@ -156,9 +153,16 @@ class _Spread:
 
     order: NDArray[np.intp]
     gram: Float32
-    """H in that order."""
+    """The damped H in that order."""
     factor: Float32
     group_size: int
+
+    @classmethod
+    def of(cls, gram: Float32, group_size: int) -> _Spread:
+        order = _order(np.diag(gram), group_size)
+        damped = gram[np.ix_(order, order)]
+        damped[np.diag_indices_from(damped)] *= 1 + np.float32(DAMPING)
+        return cls(order, damped, _inverse_factor(damped), group_size)
 
     def __call__(self, weight: Float32, scales: Float16) -> Rounded:
         values, found = np.empty(weight.shape, np.uint8), np.empty_like(scales)
@@ -172,25 +176,27 @@ class _Spread:
         return Rounded(values, found)
 
     def _rows(self, weight: Float32, scales: Float16) -> tuple[UInt8, Float16]:
-        """Transposed and in order, so that a column of the matrix is a row in memory; row by row never worse than the
-        nearest integers."""
+        """Transposed and in order, so that a column of the matrix is a row in memory. The nearest integers stay in the
+        rows in which GPTQ is no better."""
         groups = self.order[:: self.group_size] // self.group_size
-        columns, start = weight.T[self.order], scales.T[groups].astype(np.float32)
-        plain = np.clip(np.rint(columns / self._wide(start)), -8, 7)
-        values, wide = _sweep(columns.copy(), start, self.factor), start.copy()
-        _descend(columns, values, wide, self.gram)
-        worse = self._losses(columns, values * self._wide(wide)) > self._losses(columns, plain * self._wide(start))
-        restored, found = np.empty(values.shape, np.uint8), np.empty(start.shape, np.float16)
+        columns, first = weight.T[self.order], scales.T[groups].astype(np.float32)
+        plain = np.clip(np.rint(columns / self._wide(first)), -8, 7)
+        values, best = _sweep(columns.copy(), first, self.factor), first.copy()
+        _descend(columns, values, best, self.gram)
+        quiet = np.diag(self.gram) == 0  # no loss tells how to round what the text never used
+        values[quiet] = np.clip(np.rint(columns[quiet] / self._wide(best)[quiet]), -8, 7)
+        worse = self._losses(columns, values, best) > self._losses(columns, plain, first)
+        restored, found = np.empty(values.shape, np.uint8), np.empty(first.shape, np.float16)
         restored[self.order] = np.where(worse, plain, values) + int4.ZERO
-        found[groups] = np.where(worse, start, wide)
+        found[groups] = np.where(worse, first, best)
         return restored.T, found.T
 
     def _wide(self, scales: Float32) -> Float32:
         return np.repeat(scales, self.group_size, axis=0)
 
-    def _losses(self, columns: Float32, rounded: Float32) -> Float32:
-        difference = rounded - columns
-        return np.asarray(np.einsum("kn,kn->n", self.gram @ difference, difference), np.float32)
+    def _losses(self, columns: Float32, values: Float32, scales: Float32) -> NDArray[np.float32]:
+        difference = values * self._wide(scales) - columns
+        return np.asarray(np.einsum("kn,kn->n", self.gram @ difference, difference))
 
 
 def _order(importance: NDArray[np.float32], group_size: int) -> NDArray[np.intp]:
@@ -200,23 +206,18 @@ def _order(importance: NDArray[np.float32], group_size: int) -> NDArray[np.intp]
     return np.asarray((groups[:, None] * group_size + inside[groups]).ravel(), np.intp)
 
 
-def _inverse_factor(gram: Float32) -> Float32 | None:
-    """U, upper triangular, with H^-1 = U^T U, of the damped H; None when no damping makes it positive definite."""
-    diagonal = np.diag(gram)
-    for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
-        # H = R R^T with R upper triangular is the factorisation of the reversed order, and U is the inverse of R.
-        damped = gram[::-1, ::-1].astype(np.float64)
-        damped[np.diag_indices_from(damped)] += np.where(diagonal <= 0, 1.0, damping * float(diagonal.mean()))[::-1]
-        try:
-            factor = np.asarray(np.linalg.cholesky(damped)[::-1, ::-1], np.float64)
-        except np.linalg.LinAlgError:
-            continue
-        _invert(factor)
-        return factor.astype(np.float32)
-    return None
+def _inverse_factor(damped: Float32) -> Float32:
+    """U, upper triangular, with H^-1 = U^T U. Damped channel by channel, H is positive definite but for channels that
+    have no input: they get 1 on the diagonal, and spread nothing."""
+    power = np.diag(damped)
+    definite = damped + np.diag((power == 0).astype(np.float32))
+    # H = R R^T with R upper triangular is the factorisation of the reversed order, and U is the inverse of R.
+    factor = np.ascontiguousarray(np.linalg.cholesky(definite[::-1, ::-1])[::-1, ::-1])
+    _invert(factor)
+    return factor
 
 
-def _invert(upper: NDArray[np.float64]) -> None:
+def _invert(upper: Float32) -> None:
     """Invert an upper triangular matrix in place, half by half: a quarter of the work of a general inverse."""
     half = len(upper) // 2
     if len(upper) <= BLOCK:
@@ -243,8 +244,8 @@ def _sweep(columns: Float32, scales: Float32, factor: Float32) -> Float32:
 
 
 def _descend(columns: Float32, values: Float32, scales: Float32, gram: Float32) -> None:
-    """Lower the loss of `columns` [K, n] further, in place: integer by integer, and each group's scale by least squares
-    (coordinate descent). What GPTQ decided early, it could not choose with a view to what came later."""
+    """Coordinate descent on the loss of `columns` [K, n], in place: GPTQ chose early columns without a view to the
+    integers of later ones, and all with scales that were made for the nearest integers."""
     group_size = len(columns) // len(scales)
     slope = gram @ (values * np.repeat(scales, group_size, axis=0) - columns)
     for start in [*range(0, len(columns), group_size)] * DESCENTS:

@@ -57,8 +57,8 @@ def cache(release: str) -> Path:
     return Path(base) / "orinkit" / f"tensorrt-{release}" / "include"
 
 
-def find(release: str, machine: str, named: Path | None = None) -> Path:
-    """The folder of NvInferRuntime.h: in `named`, in the cache, or in the system's folders for `machine`.
+def find(release: str, machine: str, named: Path | None = None, system: Path = Path("/usr")) -> Path:
+    """The folder of NvInferRuntime.h: in `named`, in the cache, or in the folders for `machine` of the `system`.
 
     Raises ConfigError (`named` holds none, or an old one) and ResourceError (there is none here).
     """
@@ -67,7 +67,7 @@ def find(release: str, machine: str, named: Path | None = None) -> Path:
             if (folder / HEADER).is_file():
                 return _checked(folder)
         raise ConfigError(f"{named}: expected a TensorRT SDK or its headers, found no {HEADER} in it")
-    for folder in (cache(release), *_below(Path("/usr"), machine)):
+    for folder in (cache(release), *_below(system, machine)):
         if (folder / HEADER).is_file():
             return _checked(folder)
     raise ResourceError(f"expected TensorRT's headers, found none here; run: orin-export sdk --release {release}")

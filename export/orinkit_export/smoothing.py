@@ -66,8 +66,11 @@ def search(fold: Fold, matrices: Sequence[Float32], group_size: int, mean_abs: F
 
 
 def sample_rows(count: int) -> NDArray[np.intp]:
-    """At most MAX_ROWS of `count` rows, spread evenly; gate and up rows, which alternate, are both among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, MAX_ROWS)).astype(np.intp))
+    """At most MAX_ROWS of `count` rows, spread evenly in pairs: gate and up rows alternate, both must be seen."""
+    if count <= MAX_ROWS:
+        return np.arange(count)
+    pairs = np.linspace(0, count // 2 - 1, MAX_ROWS // 2).astype(np.intp)
+    return np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
 
 
 def _loss(matrix: Float32, group_size: int, gram: Float32, a: Float32 | None) -> float:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orinkit.errors import CheckpointError
+from orinkit.memory.formats import Role
 from orinkit.model import Attention, GatedDelta, ModelSpec, Rope
 from orinkit_export import imports
 from orinkit_export.architectures import by_name
@@ -26,9 +26,6 @@ from orinkit_export.checkpoint import Checkpoint
 from orinkit_export.imports import Array, Fuse, Integers, Part
 
 Float32 = NDArray[np.float32]
-Role = Literal["embedding", "head", "projection", "gated_delta", "imported", "wide", "float32"]
-"""How a weight may be stored: the first four by the recipe, `imported` as the checkpoint's integers, `wide` in the
-activation type, `float32` always so."""
 
 BLOCK_ROWS = 8192
 """Rows of a vocabulary matrix that are in memory at a time."""

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "common/driver.h"
 #include "tensorrt/op.h"
@@ -34,7 +35,7 @@ constexpr int kNameBytes = 96;
 
 inline nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
-// One line to TensorRT's logger, or to standard error where there is none.
+// One line to TensorRT's logger; errors and warnings to standard error where there is none yet.
 __attribute__((format(printf, 4, 5))) inline void report(nvinfer1::ILogger::Severity severity, const char* op,
                                                          const char* node, const char* format, ...) {
   char text[768];
@@ -46,7 +47,7 @@ __attribute__((format(printf, 4, 5))) inline void report(nvinfer1::ILogger::Seve
   nvinfer1::ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
   if (logger) {
     logger->log(severity, text);
-  } else {
+  } else if (severity <= nvinfer1::ILogger::Severity::kWARNING) {
     std::fprintf(stderr, "%s\n", text);
   }
 }
@@ -71,6 +72,17 @@ inline unsigned bit_of(nvinfer1::DataType type) {
     default:
       return 0;
   }
+}
+
+// "float16, int8" and the like, written into `text`.
+inline const char* names_of(unsigned types, char (&text)[64]) {
+  std::snprintf(text, sizeof text, "another");
+  size_t length = 0;
+  for (const auto& [bit, name] :
+       {std::pair{kFloat32, "float32"}, {kFloat16, "float16"}, {kInt8, "int8"}, {kInt32, "int32"}}) {
+    if (types & bit) length += std::snprintf(text + length, sizeof text - length, length ? ", %s" : "%s", name);
+  }
+  return text;
 }
 
 inline nvinfer1::PluginFieldType field_type(Attribute::Kind kind) {
@@ -166,10 +178,9 @@ class Plugin final : public nvinfer1::IPluginV3,
     if (at > num_inputs) return found.type == tensors[op_.state(at - num_inputs)].desc.type;
     const unsigned types = at < num_inputs ? op_.inputs[at].types : op_.type(attributes_);
     if (bit_of(found.type) & types) return true;
-    report(nvinfer1::ILogger::Severity::kINFO, op_.name, node_,
-           "%s: expected a type of 0x%x (1 float32, 2 float16, "
-           "4 int8, 8 int32), found TensorRT's type %d",
-           at < num_inputs ? op_.inputs[at].name : "y", types, static_cast<int>(found.type));
+    char expected[64], given[64];
+    report(nvinfer1::ILogger::Severity::kWARNING, op_.name, node_, "%s: expected the type %s, found %s",
+           at < num_inputs ? op_.inputs[at].name : "y", names_of(types, expected), names_of(bit_of(found.type), given));
     return false;
   }
 
@@ -313,11 +324,13 @@ class Plugin final : public nvinfer1::IPluginV3,
     return fail("%s: expected rank %d, found %d", expected.name, expected.rank, rank);
   }
 
+  // A launcher tells an input that is there by its address, so shapes alone get one that nobody follows.
   static Tensor tensor_of(nvinfer1::DataType type, const nvinfer1::Dims& dims) {
     Tensor tensor;
     tensor.rank = std::min(dims.nbDims, kMaxRank);
     std::copy_n(dims.d, std::max(0, tensor.rank), tensor.sizes);
     tensor.type = static_cast<Type>(bit_of(type));
+    tensor.address = reinterpret_cast<void*>(kAlignment);
     return tensor;
   }
 
@@ -328,8 +341,7 @@ class Plugin final : public nvinfer1::IPluginV3,
       const bool is_there = descs[i].dims.nbDims > 0 && (!inputs || inputs[i]);
       if (!is_there) continue;
       call.inputs[i] = tensor_of(descs[i].type, descs[i].dims);
-      // A launcher tells an input that is there by its address, so shapes alone get one that nobody follows.
-      call.inputs[i].address = inputs ? const_cast<void*>(inputs[i]) : reinterpret_cast<void*>(kAlignment);
+      if (inputs) call.inputs[i].address = const_cast<void*>(inputs[i]);
     }
     return call;
   }

@@ -56,13 +56,13 @@ struct Tensor {
   int rank = 0;  // 0: an optional input that was left out
   int64_t sizes[kMaxRank] = {};
   Type type = kFloat16;
-  void* address = nullptr;  // null while only shapes are known
+  void* address = nullptr;  // null only where the tensor is not there
 
   bool is_there() const { return rank > 0; }
   int size(int axis) const { return int(sizes[axis]); }
 };
 
-// The inputs of one node, with its attributes. y is null while only shapes are known.
+// The inputs of one node, with its attributes. While only shapes are known, y is null and no address is to be followed.
 struct Call {
   const void* attributes;
   Tensor inputs[kMaxInputs];

@@ -11,6 +11,7 @@ import pytest
 from mistakes import Act, edited, weight
 from orinkit import target
 from orinkit.bundle import Bundle, generate, load_keys
+from orinkit.bundle.manifest import KERNELS
 from orinkit.errors import OrinError, VerificationError
 from orinkit.ops import VERSIONS
 from orinkit_export import plan, verify
@@ -149,6 +150,21 @@ def test_another_target_is_built(built: Path) -> None:
     board = target.read(ROOT / "targets/agx-orin-64gb-jetpack-6.2.yaml")
     assert build(plan.read(built / "recipe.yaml"), board, built / "out").manifest.target == board
     assert finish(built).manifest.target == target.read(TARGET)
+
+
+def test_libraries_travel_and_others_make_another_bundle(built: Path) -> None:
+    library = built / "liborin_kernels.so"
+
+    def made(text: bytes) -> Bundle:
+        library.write_bytes(text)
+        libraries = {KERNELS: library}
+        return build(plan.read(built / "recipe.yaml"), target.read(TARGET), built / "out", libraries=libraries)
+
+    first = made(b"one")
+    assert first.read(KERNELS) == b"one"
+    assert made(b"one") == first
+    assert made(b"two").read(KERNELS) == b"two"
+    assert KERNELS not in listing(finish(built).folder)
 
 
 def test_a_damaged_bundle_is_built_again(undisturbed: Path, built: Path) -> None:

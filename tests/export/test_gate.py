@@ -11,7 +11,7 @@ import pytest
 
 from orinkit import target
 from orinkit.bundle import Bundle, Manifest
-from orinkit.errors import VerificationError
+from orinkit.errors import BundleError, VerificationError
 from orinkit.ops import VERSIONS
 from orinkit.recipe import Bounds
 from orinkit_export import gate, plan
@@ -145,6 +145,17 @@ def html(folder: Path) -> str:
 
 def opened(folder: Path) -> Manifest:
     return Bundle.open(folder, keys=None, supported=VERSIONS).manifest
+
+
+def test_a_report_never_replaces_files_of_somebody_else(folder: Path) -> None:
+    (folder / "out.report").mkdir()
+    finish(folder)
+    (folder / "out.report/notes.txt").write_text("mine", encoding="utf-8")
+    change(folder, name="other")
+    with pytest.raises(BundleError, match=r"out\.report: expected a report, .* found 'notes\.txt'; choose another"):
+        finish(folder)
+    assert (folder / "out.report/notes.txt").read_text(encoding="utf-8") == "mine"
+    assert not (folder / "out.work").exists()
 
 
 def test_to_accept_what_misses_nothing_is_not_recorded(folder: Path) -> None:

@@ -67,6 +67,26 @@ def test_evaluation_sequences_are_no_longer_than_the_capacity(folder: Path) -> N
     assert read(folder).evaluation_ids().shape == (3, 64)
 
 
+def test_calibration_sequences_longer_than_the_capacity_are_refused(folder: Path) -> None:
+    recipe(quantise={"method": "gptq"}, calibration={"tokens": 65})(folder)
+    with pytest.raises(ConfigError, match="calibration: tokens: expected at most the capacity of 64, found 65"):
+        read(folder)
+    recipe(quantise={"method": "rtn"}, calibration={"tokens": 65})(folder)
+    read(folder)
+
+
+def test_hidden_rows_come_with_the_sizes(folder: Path) -> None:
+    """Input and output of a layer, float32, for both texts."""
+    recipe(evaluation={"sequences": 3, "tokens": 32}, calibration={"sequences": 2, "tokens": 64})(folder)
+    assert read(folder).hidden_bytes() == 2 * 4 * 256 * 3 * 32
+    recipe(
+        quantise={"method": "awq"},
+        evaluation={"sequences": 3, "tokens": 32},
+        calibration={"sequences": 2, "tokens": 64},
+    )(folder)
+    assert read(folder).hidden_bytes() == 2 * 4 * 256 * (3 * 32 + 2 * 64)
+
+
 def test_an_evaluation_text_of_ones_own_lies_beside_the_recipe(folder: Path) -> None:
     file("mine.txt", "To be, or not to be. " * 9)(folder)
     recipe(evaluation={"text": "mine.txt", "sequences": 1, "tokens": 16})(folder)

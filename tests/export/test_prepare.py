@@ -69,3 +69,12 @@ def test_a_run_that_was_cut_off_goes_on_with_the_same_weights(
     assert "layers.1.norm1" in resumed
     for name, array in resumed.items():
         assert np.array_equal(array, calibrated[name][0]), name
+
+
+def test_a_run_that_was_cut_off_at_its_end_calibrates_nothing_again(tmp_path: Path) -> None:
+    plan = planned("gptq")
+    for _ in prepare.weights(plan, tmp_path):
+        pass
+    assert not [weight.name for weight, _ in prepare.weights(plan, tmp_path) if weight.name.startswith("layers.")]
+    prepare.tidy(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]

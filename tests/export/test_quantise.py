@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from orinkit import config
 from orinkit.errors import ConfigError
+from orinkit.memory.formats import Role
 from orinkit.recipe import Recipe
 from orinkit_export import quantise
 from orinkit_export.rounding import Rounder
 from orinkit_export.store import DATA, Entry, TensorWriter, read_index
-from orinkit_export.weights import Role, Weight
+from orinkit_export.weights import Weight
 
 Float32 = NDArray[np.float32]
 ROLES: tuple[Role, ...] = ("embedding", "head", "projection", "gated_delta", "wide", "float32")

@@ -11,7 +11,7 @@ from orinkit import int4
 from orinkit_export import smoothing
 from orinkit_export.folds import Fold
 from orinkit_export.rounding import search_scales
-from orinkit_export.smoothing import LEAST_GAIN, SHRINK, Smoothing, search
+from orinkit_export.smoothing import LEAST_GAIN, MAX_ROWS, SHRINK, Smoothing, search
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -176,3 +176,14 @@ def test_a_sample_of_the_rows_ranks_as_all_rows_do(seed: int, monkeypatch: pytes
     best = found(x, matrix)
     assert best.kind != "identity"
     assert forward_loss(x, matrix, sampled.a) < 1.01 * forward_loss(x, matrix, best.a)
+
+
+@pytest.mark.parametrize("count", [6, MAX_ROWS, MAX_ROWS + 2, 2 * MAX_ROWS, 3 * MAX_ROWS + 8, 20 * MAX_ROWS])
+def test_sampled_rows_are_pairs_from_all_over_the_matrix(count: int) -> None:
+    """Even rows are of the gate, odd ones of up."""
+    rows = smoothing.sample_rows(count)
+    assert len(rows) == min(count, MAX_ROWS)
+    assert (np.diff(rows) > 0).all()
+    assert (rows[0], rows[-1]) == (0, count - 1)
+    assert np.bincount(rows % 2).tolist() == [len(rows) // 2] * 2
+    assert np.diff(rows).max() <= 2 * (count // MAX_ROWS) + 2

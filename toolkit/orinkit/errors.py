@@ -12,7 +12,8 @@
     ├── ResourceError        75   the machine lacks something now: disk, memory
     │   └── LockedError           another run holds the same output
     ├── EngineError           1   an engine is missing here or failed to execute
-    │   └── DeviceError           the CUDA runtime reported an error; carries its number
+    │   ├── DeviceError           the CUDA runtime reported an error; carries its number
+    │   └── NumericError          a step's logits are no numbers to choose a token from
     ├── RequestError          1   one request cannot be served as asked
     ├── ServiceError          1   the server cannot take or finish a request now; carries what the client is told
     └── VerificationError     1   numbers or tokens differ from what they must be
@@ -82,6 +83,10 @@ class DeviceError(EngineError):
         super().__init__(message)
         self.code = code
         """Number of the cudaError_t."""
+
+
+class NumericError(EngineError):
+    """Logits from which no token can be chosen; the request fails, the process may go on."""
 
 
 class RequestError(OrinError):

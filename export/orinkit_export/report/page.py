@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from orinkit import config
+from orinkit.errors import BundleError
 from orinkit_export import evaluate
 from orinkit_export.disk import writing
 from orinkit_export.prepare import OUTLIER
@@ -41,13 +42,28 @@ INPUTS = {"largest": "largest value", "channel_mean": "mean of its channel", "ty
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write both files of a report to `folder`; what else lies there stays. Raises ResourceError."""
+    """Write both files of a report to `folder`. Raises ResourceError."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in ((JSON, encode(report)), (HTML, page(report))):
-            part = folder / f".{name}.part"
+            part = folder / _part(name)
             part.write_text(text, encoding="utf-8")
             part.replace(folder / name)
+
+
+def check(folder: Path) -> None:
+    """The files of a report are replaced, so nothing else may lie there. Raises BundleError."""
+    if not folder.exists():
+        return
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if others := found - {JSON, HTML, _part(JSON), _part(HTML)}:
+        raise BundleError(
+            f"{folder}: expected a report, an empty folder or nothing, found {min(others)!r}; choose another output"
+        )
+
+
+def _part(name: str) -> str:
+    return f".{name}.part"
 
 
 def page(report: Report) -> str:
@@ -101,6 +117,11 @@ def _gate(report: Report) -> str:
     bins = table(("nats", "positions"), zip(_bins(), quality.histogram, strict=True), "Positions by KL divergence")
     graph = [(AGREEMENT.get(key, key), value) for key, value in report.agreement.items()]
     explanation = "The export and its float model, on the evaluation text."
+    if report.recipe.quantise.method == "import":
+        explanation += (
+            " The float model is what the checkpoint's own integers stand for, so these numbers say what the import "
+            "lost, not what the checkpoint had lost before against the model that it was made of."
+        )
     return section("Against the float model", explanation, bounds, drawn, numbers, bins) + section(
         "The graph against its reference", "", table(("on the golden prompts", ""), graph)
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from orinkit_export import bodies
 STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
 STATES = ("kv_", "conv_", "rec_")
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
+_SESSIONS: dict[str, onnxruntime.InferenceSession] = {}
+"""By what they are made of."""
 _PARTS = slice(1, 4)
 """Inputs of a product that are in the kernel layout: weight, scales, zeros."""
 
@@ -59,11 +62,21 @@ class Executor:
         ctypes.memmove(addresses["logits"], np.ascontiguousarray(logits).ctypes.data, logits.nbytes)
 
     def _make(self, addresses: Mapping[str, int]) -> onnxruntime.InferenceSession:
-        """The graph with function bodies, weights inside, and the slots of states open again."""
+        """The graph with function bodies, weights inside, slots of states open again; made once in a process."""
         model = self._model.clone()
         graph = model.graph
         weights = [v for v in graph.inputs if v.name not in STEP_INPUTS and not str(v.name).startswith(STATES)]
         arrays = {str(value.name): _array(addresses[str(value.name)], value).copy() for value in weights}
+        content = b"".join(array.tobytes() for array in arrays.values())
+        key = hashlib.sha256(content + ir.to_proto(model).SerializeToString()).hexdigest()
+        if key not in _SESSIONS:
+            _SESSIONS[key] = self._finish(model, arrays, weights)
+        return _SESSIONS[key]
+
+    def _finish(
+        self, model: ir.Model, arrays: dict[str, NDArray[Any]], weights: list[ir.Value]
+    ) -> onnxruntime.InferenceSession:
+        graph = model.graph
         for node in graph:
             if node.op_type == "OrinInt4Gemm":
                 _unpack(node, arrays)

@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from .building import INetworkDefinition, ITensor
 from .enums import DataType
 from .interfaces import ILogger, IPluginRegistry
 from .settings import opset_max
 
-DTYPES = {
-    ir.DataType.FLOAT: DataType.FLOAT,
-    ir.DataType.FLOAT16: DataType.HALF,
-    ir.DataType.INT8: DataType.INT8,
-    ir.DataType.INT32: DataType.INT32,
-}
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_DTYPES = {"FLOAT": DataType.FLOAT, "FLOAT16": DataType.HALF, "INT8": DataType.INT8, "INT32": DataType.INT32}
 
 
 class ParserError:
@@ -77,11 +74,20 @@ class OnnxParser:
 
 def load(model: bytes) -> ir.Model:
     """The model of these bytes."""
-    import onnx
+    import onnx  # here, because the builder's process also starts only to tell what machine this is
+    import onnx_ir as ir
 
     return ir.serde.deserialize_model(onnx.ModelProto.FromString(model))
 
 
+def sizes(value: ir.Value) -> tuple[int, ...]:
+    """The shape as TensorRT tells it: -1 = varies."""
+    return tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
+
+
+def dtype(value: ir.Value) -> DataType:
+    return _DTYPES[value.dtype.name if value.dtype else ""]
+
+
 def _tensor(value: ir.Value) -> ITensor:
-    shape = tuple(size if isinstance(size, int) else -1 for size in value.shape or ())
-    return ITensor(str(value.name), shape, DTYPES[value.dtype or ir.DataType.UNDEFINED])
+    return ITensor(str(value.name), sizes(value), dtype(value))

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import ctypes
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
 from cuda.bindings import runtime as rt
 
 from .building import MAGIC, Shape
 from .enums import DataType, ErrorCodeTRT, ExecutionContextAllocationStrategy, SeekPosition
-from .executor import Executor
 from .interfaces import IErrorRecorder, ILogger, IPluginRegistry
-from .parsing import DTYPES, load
+from .parsing import dtype, load, sizes
 from .settings import SETTINGS, VERSION
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 ARENA_BYTES = 65536
 ALIGNMENT = 256
@@ -58,6 +59,8 @@ class Runtime:
 class ICudaEngine:
     def __init__(self, runtime: Runtime, header: dict[str, Any], model: ir.Model) -> None:
         self.error_recorder = runtime.error_recorder
+        from .executor import Executor  # a build has no use for ONNX Runtime
+
         self.executor = Executor(model)
         self.num_aux_streams: int = header["aux"]
         self.device_memory_size_v2 = ARENA_BYTES
@@ -80,10 +83,10 @@ class ICudaEngine:
         return list(self._values)[index]
 
     def get_tensor_shape(self, name: str) -> Shape:
-        return tuple(size if isinstance(size, int) else -1 for size in self._values[name].shape or ())
+        return sizes(self._values[name])
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return DTYPES[self._values[name].dtype or ir.DataType.UNDEFINED]
+        return dtype(self._values[name])
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Shape]:
         return self.profiles[profile_index][name]
@@ -130,7 +133,7 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        if memory % 4:
+        if memory % ALIGNMENT:
             return self._fail(ErrorCodeTRT.INVALID_ARGUMENT, f"{name}: the address is not aligned")
         self._addresses[name] = memory
         return True

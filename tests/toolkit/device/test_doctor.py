@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from orinkit.cli import main
 from orinkit.device.doctor import Finding, examine
 from orinkit.device.facts import Facts, read_facts
 from toolkit.device.trees import DESKTOP, ORIN, write
@@ -236,29 +234,3 @@ def test_whatever_is_not_fine_says_what_to_do(level: str, tmp_path: Path) -> Non
     found = [entry for entry in examine(worst) if entry.level == level]
     assert found
     assert level == "ok" or all(entry.advice for entry in found)
-
-
-def test_the_verb_on_a_tree(tmp_path: Path) -> None:
-    root = ["--root", str(write(tmp_path, ORIN))]
-    told = CliRunner().invoke(main, ["doctor", *root])
-    assert "ok   machine: NVIDIA Jetson AGX Orin Developer Kit\n" in told.output
-    assert "warn TensorRT: 10.3.0.30\n     results of several profiles" in told.output
-    data = json.loads(CliRunner().invoke(main, ["doctor", "--json", *root]).output)
-    assert data[0] == {
-        "name": "machine",
-        "level": "ok",
-        "found": "NVIDIA Jetson AGX Orin Developer Kit",
-        "advice": "",
-    }
-
-
-@pytest.mark.parametrize(("release", "code"), [("36.4.7", 0), ("35.6.0", 1)])
-def test_the_exit_code_tells_of_something_bad(release: str, code: int, tmp_path: Path) -> None:
-    root = write(tmp_path, ORIN, {"etc/nv_tegra_release": l4t(release)})
-    assert CliRunner().invoke(main, ["doctor", "--root", str(root)]).exit_code == code
-
-
-def test_the_verb_on_this_machine() -> None:
-    told = CliRunner().invoke(main, ["doctor"])
-    assert told.exit_code in (0, 1)
-    assert told.output.startswith("ok   machine: ")

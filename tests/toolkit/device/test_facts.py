@@ -37,7 +37,7 @@ def test_a_machine_with_a_card(tmp_path: Path) -> None:
 def test_an_empty_tree_tells_nothing(tmp_path: Path) -> None:
     facts = read_facts(tmp_path, disk=tmp_path / "not there", user=1000, is_installed=lambda _: False)
     assert facts.system == System(facts.system.machine, "", "")
-    assert not (facts.memory or facts.packages or facts.tensorrt or facts.power_modes or facts.groups)
+    assert not any([facts.memory, facts.packages, facts.tensorrt, facts.power_modes, facts.groups])
     assert facts.clocks is None
     assert facts.disk_free is None
     assert not any(facts.modules.values())

@@ -19,7 +19,8 @@ ORIN: Mapping[str, str] = {
     "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0",
     "proc/meminfo": (
         "MemTotal:       64349628 kB\nMemFree:        50000000 kB\nMemAvailable:   58000000 kB\n"
-        "SwapTotal:      32174812 kB\nSwapFree:       32174812 kB\nHugePages_Total:       0\nNvMapMemUsed:    1024000 kB\n"
+        "SwapTotal:      32174812 kB\nSwapFree:       32174812 kB\nHugePages_Total:       0\n"
+        "NvMapMemUsed:    1024000 kB\n"
     ),
     "var/lib/dpkg/status": (
         "Package: nvidia-jetpack\nStatus: install ok installed\nVersion: 6.2.1+b38\n\n"

@@ -25,7 +25,7 @@ def test_copies_go_there_and_back_and_captures_replay() -> None:
     gpu.receive(back, memory.address, data.nbytes)
     gpu.synchronise()
     assert np.array_equal(back.array, data)
-    replay = gpu.capture(lambda: gpu.zero(memory.address, data.nbytes))
+    replay = gpu.capture(lambda: gpu.fill(memory.address, 0, data.nbytes))
     gpu.upload(memory.address, data)
     replay()
     gpu.receive(back, memory.address, data.nbytes)

@@ -49,17 +49,11 @@ def test_ops_and_tensors_are_those_of_the_graph(name: str, how: Recipe, tmp_path
     ]
     found = [(op.name, op.op_type, op.width, set(op.reads), set(op.weights)) for op in outline.ops(spec, how)]
     assert found == expected
+    matrices = {node.name: node for node in program.nodes if "n" in node.attributes}
+    assert {op.name: (op.n, op.k, op.has_norm) for op in outline.ops(spec, how) if op.n} == {
+        name: (node.attributes["n"], node.attributes["k"], "norm" in node.inputs) for name, node in matrices.items()
+    }
     sizes = {name: sum(parts) for name, parts in outline.stored_parts(spec, how).items()}
     biases = {name: nbytes for name, nbytes in stored(program).items() if name.endswith(".bias")}
     assert bool(biases) == (name == "qwen2")
     assert sizes | biases == stored(program)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_matrices_have_the_sizes_of_the_nodes(name: str, tmp_path: Path) -> None:
-    spec, path = small_models.export(name, tmp_path, INT4)
-    nodes = {node.name: node for node in read_program(path).nodes if "n" in node.attributes}
-    found = {op.name: (op.n, op.k, op.has_norm) for op in outline.ops(spec, INT4) if op.n}
-    assert found == {
-        name: (node.attributes["n"], node.attributes["k"], "norm" in node.inputs) for name, node in nodes.items()
-    }

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from orinkit.model import Attention, LayerSpec, ModelSpec, Rope
 from orinkit.recipe import Shapes
+from orinkit.runtime.pipeline import HostPipeline
 from orinkit.runtime.request import Event, Finished, Request, Token
 from orinkit.runtime.scheduler import Scheduler
 from orinkit.runtime.steps import Stepper
@@ -47,8 +48,9 @@ def scheduler(
     eos: tuple[int, ...] = (EOS,),
     clock: Clock | None = None,
 ) -> Scheduler:
-    stepper = Stepper(engine or FakeEngine(SPEC.vocab), Shapes(capacity=capacity, slots=slots, chunk=CHUNK))
-    return Scheduler(stepper, TOKENIZER, replace(SPEC, eos=eos), clock=clock or Clock())
+    shapes = Shapes(capacity=capacity, slots=slots, chunk=CHUNK)
+    pipeline = HostPipeline(Stepper(engine or FakeEngine(SPEC.vocab), shapes))
+    return Scheduler(pipeline, shapes, TOKENIZER, replace(SPEC, eos=eos), clock=clock or Clock())
 
 
 def run(served: Scheduler) -> list[Event]:

@@ -7,7 +7,7 @@ import pytest
 
 from orinkit.bundle import Bundle
 from orinkit.engines import ENGINES
-from orinkit.errors import BundleError, EngineError
+from orinkit.errors import BundleError, EngineError, ResourceError
 from orinkit.ops import VERSIONS
 from orinkit.runtime.request import Request
 from orinkit.runtime.start import open_tokenizer, start
@@ -55,3 +55,10 @@ def test_a_file_that_was_swapped_after_the_check_is_refused(tmp_path: Path, name
 def test_an_engine_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="unknown engine 'onnxrunntime'; did you mean 'onnxruntime'"):
         start(opened(make_bundle(tmp_path / "bundle")), "onnxrunntime")
+
+
+def test_a_machine_with_too_little_memory_is_told_before_anything_is_loaded(demo_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 4000 kB\nMemFree: 900 kB\nMemAvailable: 1000 kB\n")
+    with pytest.raises(ResourceError, match=r"expected 0\.0\d GB of free memory .*, found 0\.00 GB"):
+        start(opened(demo_bundle), "onnxruntime", root=tmp_path)

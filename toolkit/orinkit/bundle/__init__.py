@@ -5,7 +5,7 @@
     manifest.sig      detached Ed25519 signature of manifest.json; may be missing
     model.onnx        the graph            model.data     its weights
     tokenizer/        tokenizer.json and the texts beside it
-    plugins/          liborin_plugins.so for the target; may be missing
+    plugins/          liborin_plugins.so and liborin_kernels.so for the target; may be missing
 
 The manifest is canonical JSON: UTF-8, sorted keys, indented by one space, one newline at the end, at most 8 MiB; any
 other spelling of the same data is refused. It lists every other file with size and SHA-256, so the SHA-256 of the
@@ -30,7 +30,7 @@ from __future__ import annotations
 from orinkit.bundle.archive import pack, unpack
 from orinkit.bundle.folder import Bundle, write
 from orinkit.bundle.manifest import FileEntry, GoldenCase, Manifest, Provenance
-from orinkit.bundle.signature import PublicKey, generate, load_keys, sign
+from orinkit.bundle.signature import PublicKey, generate, load_keys, load_private, sign
 
 __all__ = [
     "Bundle",
@@ -41,6 +41,7 @@ __all__ = [
     "PublicKey",
     "generate",
     "load_keys",
+    "load_private",
     "pack",
     "sign",
     "unpack",

@@ -82,7 +82,7 @@ def sign(folder: Path, private_key: Path) -> PublicKey:
     Raises BundleError: no manifest. SignatureError: not a private key, or one that others can read.
     """
     folder = Path(os.path.realpath(folder))
-    key = _load_private(private_key)
+    key = load_private(private_key)
     public = PublicKey(key.public_key().public_bytes_raw())
     with files.os_errors(f"signing the bundle {folder}"):
         with files.opened_folder(folder) as root:
@@ -186,7 +186,8 @@ def _read(root: int, name: str, limit: int) -> bytes:
     return files.read_small(root, name, limit)
 
 
-def _load_private(path: Path) -> Ed25519PrivateKey:
+def load_private(path: Path) -> Ed25519PrivateKey:
+    """The private key in this file. Raises BundleError: it cannot be read. SignatureError: as of `sign`."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

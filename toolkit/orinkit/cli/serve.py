@@ -35,10 +35,11 @@ _FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option("--load", type=float, help="Seconds that a worker may take to load.  [default: 900]"),
     click.option("--step", type=float, help="Least seconds of a step's deadline.  [default: 2]"),
     click.option("--restart", type=float, help="Seconds before the first restart.  [default: 1]"),
+    click.option("--restart-limit", type=float, help="Most seconds before a restart.  [default: 60]"),
     click.option("--fault-limit", type=int, help="Faults in ten minutes that are too many.  [default: 5]"),
     click.option("--farewell", type=float, help="Seconds of /readyz before giving up.  [default: 30]"),
     click.option("--check", type=float, help="Seconds of idleness between self-tests.  [default: 60]"),
-    click.option("--meminfo", type=PATH, help="Where memory figures are read.  [default: /proc/meminfo]"),
+    click.option("--root", type=PATH, help="Folder below which /proc/meminfo and /sys are read.  [default: /]"),
 )
 FLAGS = combined(*_FLAGS)
 

@@ -20,12 +20,12 @@ from typing import Any
 from orinkit import config
 from orinkit.bundle import Bundle, files
 from orinkit.bundle.manifest import DEPLOY, PLUGINS
-from orinkit.device import memory
 from orinkit.device.child import Progress, running
 from orinkit.engines import machine as machines
 from orinkit.engines import plans
 from orinkit.engines.plans import BuildOptions, Origin, PlanRecord
 from orinkit.errors import BundleError, PlanError, ResourceError
+from orinkit.memory import system
 from orinkit.recipe import Shapes
 
 TIMEOUT_S = 3600.0
@@ -108,7 +108,7 @@ def _ranges(tokens: int, sequences: int, typical: int) -> list[dict[str, Any]]:
 
 def _job(bundle: Bundle, options: BuildOptions, output: Path, folder: Path, root: Path) -> dict[str, Any]:
     """The builder's `Job` as plain data. Limits follow what the system can give: GPU and CPU share one memory."""
-    free = memory.available(root)
+    free = system.available(system.read(root)) or 0
     return {
         "graph": base64.b64encode(bundle.read(DEPLOY)).decode("ascii"),
         "plugins": str(bundle.path(PLUGINS)),

@@ -17,9 +17,9 @@ from typing import Any
 
 from orinkit import config, errors
 from orinkit.bundle import files
-from orinkit.device import memory
 from orinkit.engines.machine import Machine
 from orinkit.errors import EngineError, OrinError, ResourceError
+from orinkit.memory import system
 
 _POLL_S = 0.2
 _MIB = 1 << 20
@@ -39,7 +39,11 @@ class Child:
         self._timeout_s = timeout_s
         self._pending = b""
         self._phase = "starting"
-        self._available = self._lowest = memory.available(root)
+        self._available = self._lowest = _available(root)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def machine(self) -> Machine:
         """What the child says of this machine. Raises EngineError: it cannot say, for lack of a GPU or of TensorRT."""
@@ -72,11 +76,11 @@ class Child:
                     raise _error(message)
                 yield message
             ready, _, _ = select.select([self._messages], [], [], _POLL_S)
-            self._available = memory.available(self._root)
+            self._available = _available(self._root)
             self._lowest = min(self._lowest, self._available)
             if time.monotonic() > self._deadline:
                 raise EngineError(
-                    f"the build took longer than {self._timeout_s:.0f} s, in the phase {self._phase!r}; nothing was "
+                    f"the build took longer than {self._timeout_s:g} s, in the phase {self._phase!r}; nothing was "
                     "left behind; close other programs, or give a longer --timeout"
                 )
             if ready:
@@ -124,6 +128,10 @@ def running(folder: Path, root: Path, timeout_s: float) -> Iterator[Child]:
         finally:
             process.kill()
             process.communicate()
+
+
+def _available(root: Path) -> int:
+    return system.available(system.read(root)) or 0
 
 
 def _error(message: Mapping[str, Any]) -> OrinError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orinkit.device.facts import read_clocks
+from orinkit.target import Gpu
 
 MONITORS = "sys/bus/i2c/drivers/ina3221"
 """The power monitors of a Jetson: each has channels with a label, a voltage in mV and a current in mA."""
@@ -19,6 +20,10 @@ MEMORY_CLOCK = "sys/kernel/debug/bpmp/debug/clk/emc/rate"
 ZONES = "sys/class/thermal"
 
 NVML = "libnvidia-ml.so.1"
+LAUNCH_US = 2.0
+"""Microseconds that a kernel of a captured step costs on a card; seen on an H200."""
+L2_MIB = 40.0
+"""NVML does not tell it and no prediction uses it."""
 _SM_CLOCK, _MEMORY_CLOCK, _TEMPERATURE_GPU = 1, 2, 0
 
 
@@ -43,6 +48,8 @@ class Card:
     sm: int
     """Compute capability times ten."""
     driver: str
+    gpu: Gpu | None
+    """Its facts for predictions, where NVML tells them all."""
 
 
 class Sensors:
@@ -105,13 +112,14 @@ class _NvmlCard:
         name, driver = ctypes.create_string_buffer(96), ctypes.create_string_buffer(80)
         library.nvmlDeviceGetName(handle, name, ctypes.c_uint(len(name)))
         library.nvmlSystemGetDriverVersion(driver, ctypes.c_uint(len(driver)))
-        self.card = Card(name.value.decode(), 10 * major.value + minor.value, driver.value.decode())
+        sm = 10 * major.value + minor.value
+        self.card = Card(name.value.decode(), sm, driver.value.decode(), self._gpu(sm))
 
     def read(self) -> Reading:
         power = self._unsigned("nvmlDeviceGetPowerUsage")
         temperature = self._unsigned("nvmlDeviceGetTemperature", _TEMPERATURE_GPU)
-        memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
-        has_memory = self._library.nvmlDeviceGetMemoryInfo(self._handle, ctypes.byref(memory)) == 0
+        memory = (ctypes.c_ulonglong * 3)()
+        has_memory = self._memory(memory) == 0
         return Reading(
             power_w=None if power is None else power / 1000,
             gpu_mhz=self._unsigned("nvmlDeviceGetClockInfo", _SM_CLOCK),
@@ -119,6 +127,22 @@ class _NvmlCard:
             temperature_c=None if temperature is None else float(temperature),
             gpu_memory_bytes=int(memory[2]) if has_memory else None,
         )
+
+    def _gpu(self, sm: int) -> Gpu | None:
+        """Bandwidth is that of memory which moves two bits in a clock."""
+        clock = self._unsigned("nvmlDeviceGetMaxClockInfo", _SM_CLOCK)
+        memory_clock = self._unsigned("nvmlDeviceGetMaxClockInfo", _MEMORY_CLOCK)
+        width, cores = self._unsigned("nvmlDeviceGetMemoryBusWidth"), self._unsigned("nvmlDeviceGetNumGpuCores")
+        memory = (ctypes.c_ulonglong * 3)()
+        if not (clock and memory_clock and width and cores) or self._memory(memory):
+            return None
+        bandwidth = 2 * memory_clock * 1e6 * width / 8 / 1e9
+        cores_of_sm = 64 if sm == 80 else 128
+        return Gpu(sm, cores // cores_of_sm, L2_MIB, memory[0] / 2**30, bandwidth, clock_mhz=clock, launch_us=LAUNCH_US)
+
+    def _memory(self, into: Any) -> int:
+        """nvmlMemory_t: total, free, used."""
+        return int(self._library.nvmlDeviceGetMemoryInfo(self._handle, ctypes.byref(into)))
 
     def _unsigned(self, function: str, *arguments: int) -> int | None:
         value = ctypes.c_uint()

@@ -46,7 +46,7 @@ def _tensorrt(graph: Path, _: ModelSpec) -> Engine:
             f"this engine needs TensorRT's Python bindings, which come with JetPack, and cuda-python ({error}); run it "
             "on a board with the system's Python, see docs/on-the-board.md"
         ) from None
-    engine: Engine = module.TrtEngine(opened_again(graph.parent))
+    engine: Engine = module.open_plan(opened_again(graph.parent))
     return engine
 
 

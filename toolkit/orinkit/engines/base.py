@@ -7,13 +7,16 @@
     logits  = context.run(inputs)                      one step
 
 A context has no method that changes its profile or its caches.
+
+An engine that can choose tokens where the logits are offers a pipeline instead (`Capturing`): whole decode steps as
+captures, launched ahead of what the host has read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +94,102 @@ class Engine(Protocol):
         """Allocate the caches of `slots` sequences of `capacity` tokens, for steps of at most `chunk` tokens each."""
 
     def context(self, profile: Profile, caches: Caches) -> Context: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that any request may ask of a pipeline; memory is made for it at start."""
+
+    biases: int
+    """Token ids of a logit bias."""
+    stops: int
+    """Token ids that end a sequence."""
+    logprobs: int
+    """Alternatives told of each token."""
+    run_ahead: int
+    """Steps that are launched and not yet read."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a pipeline has to know of the sequence in a slot."""
+
+    prompt: tuple[int, ...]
+    settings: Mapping[str, float]
+    """How its tokens are chosen: temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+    frequency_penalty and seed, as in runtime/sampling.py."""
+    biases: Mapping[int, float]
+    """Added to the logits of these token ids."""
+    stops: tuple[int, ...]
+    """Token ids that end the sequence."""
+    max_length: int
+    """Tokens, prompt included, at which the sequence ends."""
+    num_logprobs: int = 0
+    """Most likely tokens to tell of each token."""
+    is_constrained: bool = False
+    """Whether tokens come from the mask that `constrain` sets."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The token that a step chose for the sequence in a slot; None where none can be chosen from its logits."""
+
+    slot: int
+    token: int | None
+    logprob: float = 0.0
+    """Natural logarithm of its probability under the model itself."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens with theirs, most likely first."""
+
+
+class Pipeline(Protocol):
+    """Steps that choose tokens and feed them to the next step, in the order of their launches.
+
+    A sequence gets a seat before its first prefill; the prefill that wants its logits chooses its first token; from
+    then on each `decode` that lists its slot chooses one more, until it meets a stop id or its longest length. What is
+    launched for it after that chooses nothing.
+    """
+
+    @property
+    def run_ahead(self) -> int:
+        """Steps that may be in flight while the next is launched; 0: a launched step has been done."""
+
+    @property
+    def in_flight(self) -> int:
+        """Launched steps that `collect` has not given yet."""
+
+    @property
+    def degraded(self) -> str | None:
+        """Why steps run slower than they should, None where they do not."""
+
+    def seat(self, slot: int, seat: Seat) -> None:
+        """Prepare a slot for a sequence. Raises EngineError."""
+
+    def constrain(self, slot: int, mask: NDArray[np.uint32]) -> None:
+        """Tokens that the sequence's next step may choose: bit id % 32 of word id / 32, uint32 [ceil(V/32)]."""
+
+    def leave(self, slot: int) -> None:
+        """Choose no more tokens for a slot; steps already in flight may still do so."""
+
+    def prefill(self, inputs: StepInputs) -> None:
+        """Launch a chunk of each sequence's prompt. Raises EngineError."""
+
+    def decode(self, slots: Sequence[int], longest: int) -> None:
+        """Launch one token for each of `slots`, the longest of which then holds `longest`. Raises EngineError."""
+
+    def collect(self, most: int) -> list[tuple[Chosen, ...]]:
+        """Wait until at most `most` steps are in flight: what those that are done have chosen, oldest step first.
+
+        Raises EngineError: a step failed; then nothing that is in flight can be trusted.
+        """
+
+
+@runtime_checkable
+class Capturing(Protocol):
+    """An engine that has a pipeline."""
+
+    def pipeline(self, slots: int, capacity: int, chunk: int, limits: Limits) -> Pipeline:
+        """Make caches, contexts and captures for good. Raises EngineError."""
 
 
 class Program(Protocol):

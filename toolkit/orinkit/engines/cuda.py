@@ -12,21 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
+from orinkit.engines.base import Caches, Context, Float32, Limits, Pipeline, Profile, StepInputs
+from orinkit.engines.bound import BoundStep, StepArrays, shape_of
 from orinkit.engines.gpu import Gpu, Memory
 from orinkit.engines.kernels import KernelLibrary
-from orinkit.engines.launches import Launch, StepShape, make_launch, output_width
 from orinkit.engines.program import PACKED, Node, Program, Weight, read_program
 from orinkit.engines.slabs import Slabs
 from orinkit.errors import EngineError
-from orinkit.memory.arena import Value, aligned, place
+from orinkit.memory.arena import aligned
 from orinkit.memory.rings import ring_rows
 from orinkit.model import ModelSpec
-
-ZEROED = ("counters", "semaphores")
-"""Fields of launchers for memory that is zeroed once and that launches leave at zero."""
-
-STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
 
 
 class CudaCaches:
@@ -88,6 +83,21 @@ class CudaEngine:
             raise EngineError("expected caches made by this engine; call caches() first")
         return CudaContext(self, profile, caches)
 
+    @property
+    def vocab(self) -> int:
+        """Width of the logits."""
+        return self.program.vocab
+
+    def bind(self, profile: Profile, caches: CudaCaches, addresses: Mapping[str, int]) -> BoundStep:
+        """The step of a profile with inputs and logits at `addresses`. Raises EngineError."""
+        return BoundStep(self, profile, caches, addresses)
+
+    def pipeline(self, slots: int, capacity: int, chunk: int, limits: Limits) -> Pipeline:
+        """Caches, contexts and captures, in this order. Raises EngineError."""
+        from orinkit.engines.cuda_pipeline import CudaPipeline
+
+        return CudaPipeline(self, self.caches(slots, capacity, chunk), chunk, limits)
+
     def arena(self, nbytes: int) -> Memory:
         """The memory that contexts share: that of the first context, or a larger one if it does not suffice."""
         if self._arena is None or self._arena.nbytes < nbytes:
@@ -138,21 +148,15 @@ class CudaEngine:
 
 
 class CudaContext:
-    """One profile and one set of caches, with every address fixed."""
+    """One profile and one set of caches, whose logits go to the host."""
 
     def __init__(self, engine: CudaEngine, profile: Profile, caches: CudaCaches) -> None:
-        self._gpu, self._library, self._profile, self._caches = engine.gpu, engine.library, profile, caches
-        rows = profile.logit_rows or profile.sequences
-        vocab = engine.program.vocab
-        counts = (profile.tokens, profile.sequences + 1, profile.sequences, profile.sequences, rows)
-        self._inputs = self._gpu.allocate(aligned(4 * sum(counts)))
-        self._staged = self._gpu.pinned((sum(counts),), np.int32)
-        self._starts = dict(zip(STEP_INPUTS, np.cumsum((0, *counts[:-1])).tolist(), strict=True))
-        self._logits = self._gpu.allocate(4 * rows * vocab)
-        self._received = self._gpu.pinned((rows, vocab), np.float32)
-        addresses = {name: self._inputs.address + 4 * start for name, start in self._starts.items()}
-        addresses |= caches.addresses | {"logits": self._logits.address}
-        self.launches, self._counters = _plan(engine, profile, caches, addresses, rows)
+        self._gpu, self._profile, self._capacity = engine.gpu, profile, caches.capacity
+        rows, vocab = profile.logit_rows or profile.sequences, engine.program.vocab
+        self._inputs = StepArrays(engine.gpu, profile)
+        self._logits = engine.gpu.allocate(4 * rows * vocab)
+        self._received = engine.gpu.pinned((rows, vocab), np.float32)
+        self.step = BoundStep(engine, profile, caches, self._inputs.addresses | {"logits": self._logits.address})
 
     @property
     def profile(self) -> Profile:
@@ -160,85 +164,12 @@ class CudaContext:
 
     def run(self, inputs: StepInputs) -> Float32:
         """One step, enqueued kernel by kernel."""
-        self._send(inputs)
-        lengths = np.diff(inputs.cu_seqlens)
-        rows = len(inputs.logit_rows)
-        longest = int((inputs.past_lens + lengths).max(initial=0))
-        if longest > self._caches.capacity:
-            raise EngineError(f"expected at most {self._caches.capacity} tokens in a slot, found {longest}")
-        self.enqueue(StepShape(len(inputs.input_ids), len(inputs.slots), rows, int(lengths.max(initial=0)), longest))
-        self._gpu.receive(self._received, self._logits.address, 4 * rows * self._received.array.shape[1])
+        shape = shape_of(inputs)
+        if shape.max_length > self._capacity:
+            raise EngineError(f"expected at most {self._capacity} tokens in a slot, found {shape.max_length}")
+        self._inputs.send(inputs)
+        self.step.enqueue(shape)
+        self._gpu.receive(self._received, self._logits.address, 4 * shape.logit_rows * self._received.array.shape[1])
         self._gpu.synchronise()
-        logits: Float32 = self._received.array[:rows]
+        logits: Float32 = self._received.array[: shape.logit_rows]
         return logits
-
-    def enqueue(self, shape: StepShape) -> None:
-        """Enqueue the launches of a step whose inputs lie in device memory already."""
-        for launch in self.launches:
-            launch.set(shape)
-            self._library.launch(launch.launcher, launch.arguments, self._gpu.stream)
-
-    def _send(self, inputs: StepInputs) -> None:
-        for name, start in self._starts.items():
-            values = getattr(inputs, name)
-            self._staged.array[start : start + len(values)] = values
-        self._gpu.send(self._inputs.address, self._staged, self._staged.array.nbytes)
-
-
-def _plan(
-    engine: CudaEngine, profile: Profile, caches: CudaCaches, fixed: Mapping[str, int], rows: int
-) -> tuple[list[Launch], Memory]:
-    """The launches of a context, and the counters that they keep at zero.
-
-    Values between ops and scratch lie in the arena that contexts share; what must stay zero does not.
-    """
-    offsets, end = _layout(engine.program, profile.tokens)
-    sized = _launches(engine, caches, dict(fixed) | offsets)
-    scratch, zeroed = _scratch(engine, sized, profile, rows, caches)
-    arena = engine.arena(end + scratch)
-    counters = engine.gpu.allocate(zeroed)
-    engine.gpu.zero(counters.address, counters.nbytes)
-    places = {name: arena.address + offset for name, offset in offsets.items()}
-    made = _launches(engine, caches, dict(fixed) | places)
-    for launch in made:
-        fields = engine.library.fields(launch.launcher)
-        for name, address in (("workspace", arena.address + end), *((name, counters.address) for name in ZEROED)):
-            if name in fields:
-                setattr(launch.arguments, name, address)
-    return made, counters
-
-
-def _launches(engine: CudaEngine, caches: CudaCaches, addresses: Mapping[str, int]) -> list[Launch]:
-    return [
-        make_launch(engine.library, engine.program, node, {**addresses, **engine.addresses(node)}, caches.rows)
-        for node in engine.program.nodes
-    ]
-
-
-def _layout(program: Program, tokens: int) -> tuple[dict[str, int], int]:
-    """Offsets in the arena of the values between ops, and their end."""
-    nodes = program.nodes
-    return place([Value(n.outputs[0], 2 * tokens * output_width(n), tuple(n.inputs.values())) for n in nodes])
-
-
-def _scratch(
-    engine: CudaEngine, launches: list[Launch], profile: Profile, rows: int, caches: CudaCaches
-) -> tuple[int, int]:
-    """Most bytes of workspace, and of counters, that any launch asks for in any step of the profile."""
-    most = {"workspace": 0, "zeroed": 1}
-    seen = set()
-    for launch in launches:
-        launch.set(StepShape(profile.tokens, profile.sequences, rows, profile.tokens, caches.capacity))
-        fields = engine.library.fields(launch.launcher)
-        key = (launch.launcher, *(getattr(launch.arguments, name) for name, kind in fields.items() if kind != "P"))
-        if key in seen:
-            continue
-        seen.add(key)
-        for tokens in range(1, profile.tokens + 1):
-            launch.set(StepShape(tokens, profile.sequences, min(rows, tokens), tokens, caches.capacity))
-            for kind, names in (("workspace", ("workspace",)), ("zeroed", ZEROED)):
-                for name in names:
-                    if name in fields:
-                        found = engine.library.query(f"{launch.launcher}_{name}", launch.arguments)
-                        most[kind] = max(most[kind], found)
-    return aligned(most["workspace"]), aligned(most["zeroed"])

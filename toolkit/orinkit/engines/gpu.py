@@ -73,17 +73,14 @@ class Gpu:
         self.num_allocations += 1
         return Pinned(shape, dtype)
 
-    def zero(self, address: int, nbytes: int) -> None:
-        check(rt.cudaMemsetAsync(address, 0, nbytes, self.stream))
-
     def upload(self, address: int, host: NDArray[Any]) -> None:
         """Copy a contiguous host array to the device and wait for it."""
         check(rt.cudaMemcpyAsync(address, host.ctypes.data, host.nbytes, _TO_DEVICE, self.stream))
         self.synchronise()
 
-    def send(self, address: int, host: Pinned, nbytes: int) -> None:
-        """Enqueue a copy to the device."""
-        check(rt.cudaMemcpyAsync(address, host.address, nbytes, _TO_DEVICE, self.stream))
+    def send(self, address: int, host: Pinned, nbytes: int, offset: int = 0) -> None:
+        """Enqueue a copy of `nbytes` from `offset` of `host` to the device."""
+        check(rt.cudaMemcpyAsync(address, host.address + offset, nbytes, _TO_DEVICE, self.stream))
 
     def receive(self, host: Pinned, address: int, nbytes: int) -> None:
         """Enqueue a copy to the host."""
@@ -91,6 +88,28 @@ class Gpu:
 
     def synchronise(self) -> None:
         check(rt.cudaStreamSynchronize(self.stream))
+
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """Enqueue setting every byte."""
+        check(rt.cudaMemsetAsync(address, byte, nbytes, self.stream))
+
+    def event(self) -> int:
+        """A marker for `record` and `wait`."""
+        return int(check(rt.cudaEventCreateWithFlags(rt.cudaEventDisableTiming)))
+
+    def record(self, event: int) -> None:
+        """Enqueue a marker."""
+        check(rt.cudaEventRecord(event, self.stream))
+
+    def wait(self, event: int) -> None:
+        """Wait until the stream has passed a marker; one that was never recorded counts as passed."""
+        check(rt.cudaEventSynchronize(event))
+
+    def look(self) -> None:
+        """Raises DeviceError: something enqueued before has failed. Does not wait."""
+        error, *_ = rt.cudaStreamQuery(self.stream)
+        if error != rt.cudaError_t.cudaErrorNotReady:
+            check((error,))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture what `work` enqueues; gives the function that launches it. Raises EngineError."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from orinkit.errors import GraphError
 from orinkit.ops import DOMAIN, OPS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 PACKED = ("weight", "scales", "zeros")
 """Inputs of OrinInt4Gemm that the kernels want in their own layout."""
@@ -65,6 +66,8 @@ class Program:
 
 def read_program(path: Path) -> Program:
     """The program of `model.onnx`. Raises GraphError: not a graph that orinkit writes."""
+    import onnx_ir as ir  # here, because a board that runs a plan reads no graph and has no such package
+
     try:
         graph = ir.load(path).graph
     except Exception as error:  # noqa: BLE001  (protobuf and onnx_ir raise what they like)
@@ -95,6 +98,8 @@ def _node(path: Path, node: ir.Node) -> Node:
 
 
 def _weight(path: Path, name: str, value: ir.Value) -> Weight:
+    import onnx_ir as ir
+
     tensor = value.const_value
     if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None or tensor.length is None:
         raise GraphError(f"{path}: {name}: expected its bytes in the data file, found them elsewhere")

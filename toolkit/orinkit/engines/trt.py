@@ -16,19 +16,20 @@ import numpy as np
 import tensorrt as trt
 
 from orinkit.bundle import Bundle
-from orinkit.bundle.manifest import DATA, DEPLOY_WEIGHTS
+from orinkit.bundle.manifest import DATA, DEPLOY_WEIGHTS, KERNELS
 from orinkit.engines import deploy, plans
-from orinkit.engines.base import Caches, Context, Float32, Profile, StepInputs
+from orinkit.engines.base import Caches, Context, Limits, Pipeline, Profile
+from orinkit.engines.bound import STEP_INPUTS
+from orinkit.engines.cuda_pipeline import CudaPipeline
 from orinkit.engines.gpu import Gpu
+from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.slabs import Slabs
-from orinkit.engines.trt_library import ErrorRecorder, Log, load_plugins, new_streams, read_machine
+from orinkit.engines.trt_library import ErrorRecorder, Log, load_plugins, read_machine
 from orinkit.engines.trt_plan import PlanFile
+from orinkit.engines.trt_step import LOGITS, TrtContext, TrtStep
 from orinkit.engines.weights import LoadedWeights
-from orinkit.errors import DeviceError, EngineError, PlanError
-from orinkit.memory.arena import aligned
+from orinkit.errors import EngineError, PlanError
 
-STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
-LOGITS = "logits"
 PREFILL = 0
 """The plan's profile of chunks of prompts; the others are of decode steps."""
 OUT = "_out"
@@ -115,6 +116,10 @@ class TrtEngine:
             raise EngineError("expected caches made by this engine; call caches() first")
         return TrtContext(self, profile, caches)
 
+    def bind(self, profile: Profile, caches: TrtCaches, addresses: Mapping[str, int]) -> TrtStep:
+        """The step of a profile with inputs and logits at `addresses`. Raises EngineError."""
+        return TrtStep(self, profile, {**self.addresses(caches), **addresses})
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Sizes of an input or output; -1 = varies."""
         return tuple(self.engine.get_tensor_shape(name))
@@ -183,89 +188,23 @@ class TrtEngine:
                 raise PlanError(f"{path}: {name}: expected {weight.dtype} {weight.shape}, found {found}")
 
 
-class TrtContext:
-    """One profile and one set of caches, with every address fixed."""
+class CapturingTrtEngine(TrtEngine):
+    """The same with the bundle's kernel library, by which tokens are chosen on the device: decode steps are captured."""
 
-    def __init__(self, engine: TrtEngine, profile: Profile, caches: TrtCaches) -> None:
-        self._engine, self._gpu, self._profile, self._caches = engine, engine.gpu, profile, caches
-        rows = profile.logit_rows or profile.sequences
-        counts = (profile.tokens, profile.sequences + 1, profile.sequences, profile.sequences, rows)
-        places = np.cumsum([0, *(aligned(4 * count) // 4 for count in counts)]).tolist()
-        self._starts = dict(zip(STEP_INPUTS, places[:-1], strict=True))
-        self._inputs = self._gpu.allocate(4 * places[-1])
-        self._staged = self._gpu.pinned((places[-1],), np.int32)
-        self._logits = self._gpu.allocate(4 * rows * engine.vocab)
-        self._received = self._gpu.pinned((rows, engine.vocab), np.float32)
-        self._sizes: dict[str, int] = {}
-        self._context = self._make()
+    def __init__(self, bundle: Bundle, root: Path = Path("/")) -> None:
+        """As TrtEngine. Raises EngineError too: the kernel library cannot be loaded."""
+        super().__init__(bundle, root)
+        self.library = KernelLibrary(bundle.path(KERNELS))
 
-    @property
-    def profile(self) -> Profile:
-        return self._profile
+    def pipeline(self, slots: int, capacity: int, chunk: int, limits: Limits) -> Pipeline:
+        """Caches, contexts and captures, in this order. Raises EngineError."""
+        return CudaPipeline(self, self.caches(slots, capacity, chunk), chunk, limits)
 
-    def run(self, inputs: StepInputs) -> Float32:
-        """One step, enqueued by TensorRT."""
-        self._check(inputs)
-        rows = len(inputs.logit_rows)
-        for name, start in self._starts.items():
-            values = getattr(inputs, name)
-            self._staged.array[start : start + len(values)] = values
-        try:
-            self.resize({name: len(getattr(inputs, name)) for name in STEP_INPUTS})
-            self._gpu.send(self._inputs.address, self._staged, self._staged.array.nbytes)
-            self.enqueue()
-            self._gpu.receive(self._received, self._logits.address, 4 * rows * self._engine.vocab)
-            self._gpu.synchronise()
-        except DeviceError:
-            self._engine.is_faulted = True
-            raise
-        self._engine.check(True, "a step")
-        logits: Float32 = self._received.array[:rows]
-        return logits
 
-    def resize(self, sizes: Mapping[str, int]) -> None:
-        """Make the step inputs this long. Never after a capture: a capture keeps the sizes that it was made with."""
-        if sizes == self._sizes:
-            return
-        for name, size in sizes.items():
-            self._engine.check(self._context.set_input_shape(name, (size,)), f"setting {name} to {size}")
-        missing = self._context.infer_shapes()
-        self._engine.check(not missing, f"inferring shapes without {', '.join(missing)}")
-        self._sizes = dict(sizes)
+def open_plan(bundle: Bundle, root: Path = Path("/")) -> TrtEngine:
+    """The engine of a bundle's plan, with captures where the bundle brings the kernels for them.
 
-    def enqueue(self) -> None:
-        """Enqueue a step whose inputs lie in device memory; what can be captured. Raises EngineError."""
-        self._engine.check(self._context.execute_async_v3(self._gpu.stream), "a step")
-
-    def _make(self) -> trt.IExecutionContext:
-        engine, arena = self._engine.engine, self._engine.arena
-        context: trt.IExecutionContext = engine.create_execution_context(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        self._engine.check(context is not None, "making a context")
-        context.error_recorder = self._engine.errors
-        context.set_device_memory(arena.address, arena.nbytes)
-        index = self._engine.profile_index(self._profile)
-        self._engine.check(context.set_optimization_profile_async(index, self._gpu.stream), f"taking profile {index}")
-        self._gpu.synchronise()
-        if engine.num_aux_streams:
-            context.set_aux_streams(new_streams(engine.num_aux_streams))
-        addresses = self._engine.addresses(self._caches) | {LOGITS: self._logits.address}
-        addresses |= {name: self._inputs.address + 4 * start for name, start in self._starts.items()}
-        for name, address in addresses.items():
-            self._engine.check(context.set_tensor_address(name, address), f"binding {name}")
-        return context
-
-    def _check(self, inputs: StepInputs) -> None:
-        """Refuse what is beyond the profile or the caches before any state has changed."""
-        if self._engine.is_faulted:
-            raise EngineError("step refused: the engine was lost by an earlier fault; start again")
-        profile, caches = self._profile, self._caches
-        tokens, sequences, rows = len(inputs.input_ids), len(inputs.slots), len(inputs.logit_rows)
-        if tokens > profile.tokens or sequences > profile.sequences or rows > len(self._received.array):
-            raise EngineError(f"expected a step within {profile}, found {tokens} tokens of {sequences} sequences")
-        if not tokens or not sequences or not rows:
-            raise EngineError(f"expected no empty input, found {tokens} tokens, {sequences} sequences, {rows} rows")
-        longest = int((inputs.past_lens + np.diff(inputs.cu_seqlens)).max(initial=0))
-        if longest > caches.capacity or int(inputs.slots.max(initial=0)) >= caches.slots:
-            raise EngineError(f"expected at most {caches.capacity} tokens in a slot, found {longest}")
+    Raises BundleError, PlanError, EngineError.
+    """
+    has_kernels = any(entry.path == KERNELS for entry in bundle.manifest.files)
+    return (CapturingTrtEngine if has_kernels else TrtEngine)(bundle, root)

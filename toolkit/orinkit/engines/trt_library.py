@@ -7,6 +7,7 @@ calls are overridden under the names that its bindings look up, which the bindin
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from orinkit.ops import DOMAIN, OPS
 
 _FATAL = ("INTERNAL_ERROR", "FAILED_ALLOCATION", "FAILED_EXECUTION")
 """Errors after which nothing that the process computes can be trusted."""
-_loaded: set[Path] = set()
-"""Plugin libraries in the registry. TensorRT refuses a second load; none is unloaded, for plans call code of theirs."""
+_loaded: dict[str, Path] = {}
+"""The plugin library in the registry, by its SHA-256. TensorRT refuses a second one with the same ops; none is ever
+unloaded, because plans call code of it until the process ends."""
 
 
 class Log(trt.ILogger):  # type: ignore[misc]
@@ -112,12 +114,18 @@ def new_streams(count: int) -> list[int]:
 def load_plugins(registry: trt.IPluginRegistry, library: Path, log: Log) -> None:
     """Load our plugins once per process and see that every op has its creator. Raises EngineError, BundleError."""
     path = library.resolve()
-    if path not in _loaded:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest not in _loaded:
+        if _loaded:
+            raise EngineError(
+                f"{path}: expected the plugin library that this process has loaded, found another one; start a process "
+                "for each bundle"
+            )
         if registry.load_library(str(path)) is None:
             raise EngineError(
                 f"{path}: TensorRT cannot load the plugin library: {log.reason()}; export the bundle again"
             )
-        _loaded.add(path)
+        _loaded[digest] = path
     missing = [op.name for op in OPS.values() if registry.get_creator(op.name, op.version, DOMAIN) is None]
     if missing:
         op = OPS[missing[0]]

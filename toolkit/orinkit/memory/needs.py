@@ -23,14 +23,19 @@ Parts = Mapping[str, tuple[int, ...]]
 ENGINES = ("onnxruntime", "cuda", "tensorrt")
 
 MIB = 1 << 20
+ORIN_SM_COUNT = 16
+MOST_BIASES = 300
+"""Token ids of a logit bias that a slot has room for."""
 CAPTURE = MIB
 """What one captured step costs the driver; assumed."""
 CONTEXT = 250 * MIB
 """What a CUDA context with its modules costs on a board; assumed."""
 TENSORRT = 200 * MIB
 """What TensorRT's libraries and contexts cost beside their scratch; assumed."""
-PROCESS = 250 * MIB
-"""Python, its libraries and a tokenizer of 250,000 entries; seen on x86-64."""
+PROCESS = 100 * MIB
+"""Python and its libraries; seen on x86-64."""
+TOKEN = 600
+"""Bytes that a tokenizer takes for each entry of its vocabulary; assumed."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ class MemoryPlan:
 
 
 def memory_plan(
-    spec: ModelSpec, recipe: Recipe, engine: str, parts: Parts | None = None, sm_count: int = 16
+    spec: ModelSpec, recipe: Recipe, engine: str, parts: Parts | None = None, sm_count: int | None = None
 ) -> MemoryPlan:
     """What `engine`, one of ENGINES, needs; `parts` are the stored tensors where they are known better than by `spec`.
 
-    `sm_count` of the GPU decides how much scratch kernels want.
+    `sm_count` of the GPU decides how much scratch kernels want; without it that of the largest Orin.
     """
     stored = outline.stored_parts(spec, recipe) if parts is None else parts
     if engine == "onnxruntime":
@@ -70,10 +75,11 @@ def memory_plan(
         items = [
             _weights(stored),
             *_states(spec, recipe, "device"),
-            *_steps(spec, recipe, sm_count),
+            *_steps(spec, recipe, sm_count or ORIN_SM_COUNT),
             *_overhead(spec, recipe, engine),
         ]
-    items.append(Item("process", PROCESS, "Python, libraries, tokenizer", "process", is_estimate=True))
+    process = PROCESS + TOKEN * spec.vocab
+    items.append(Item("process", process, "Python, libraries, tokenizer", "process", is_estimate=True))
     return MemoryPlan(engine, tuple(items))
 
 
@@ -148,22 +154,25 @@ def _steps(spec: ModelSpec, recipe: Recipe, sm_count: int) -> Iterator[Item]:
 def _overhead(spec: ModelSpec, recipe: Recipe, engine: str) -> Iterator[Item]:
     shapes = recipe.shapes
     sizes = decode_sizes(shapes.slots)
-    rows = [min(shapes.slots, shapes.chunk), *sizes]
-    logits = 4 * spec.vocab * sum(rows)
-    yield Item("logits", logits, f"of {len(rows)} contexts, float32")
+    yield Item("logits", 4 * spec.vocab * shapes.slots, "float32, shared by all contexts")
     yield Item("captures", CAPTURE * len(sizes), f"{len(sizes)} sizes of decode steps", is_estimate=True)
-    yield Item("sampling", _sampling(spec, shapes), "counts, masks and settings of the slots, scratch")
-    yield Item("pinned memory", logits, "what the GPU sends to the host", "host")
+    sampling, pinned = _sampling(spec, shapes)
+    yield Item("sampling", sampling, "counts, masks and settings of the slots, scratch")
+    yield Item("pinned memory", pinned, "what host and GPU tell each other", "host")
     yield Item("CUDA context", CONTEXT, "assumed, not measured on a board", "process", is_estimate=True)
     if engine == "tensorrt":
         yield Item("TensorRT", TENSORRT, "assumed, not measured on a board", is_estimate=True)
 
 
-def _sampling(spec: ModelSpec, shapes: Shapes) -> int:
-    """Counts of tokens, masks, and the scratch of plugins/kernels/sampling; settings are a few hundred bytes."""
-    by_slot = 2 * spec.vocab + 4 * math.ceil(spec.vocab / 32)
+def _sampling(spec: ModelSpec, shapes: Shapes) -> tuple[int, int]:
+    """Bytes on the device and pinned: the parts of engines/choosing.py that grow with vocabulary or capacity.
+
+    Scratch is that of plugins/kernels/sampling with 20 alternatives for each token.
+    """
+    both = 4 * math.ceil(spec.vocab / 32) + 4 * shapes.capacity + 12 * MOST_BIASES
     scratch = 28 * 1024 + math.ceil(spec.vocab / 2048) * (20 * 8 + 28)
-    return shapes.slots * (by_slot + scratch)
+    ring = 32 * (24 + 20 * 8)
+    return shapes.slots * (both + 2 * spec.vocab + scratch), shapes.slots * (both + ring)
 
 
 def _host_items(spec: ModelSpec, recipe: Recipe, stored: Parts) -> Iterator[Item]:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model as its tensors and ops with their sizes, known from its facts alone: no weight and no graph is read.
 
-Names are those of the graph. A checkpoint may bring more than its facts tell: biases, zero points of imported integers.
+Names are those of the graph. A checkpoint may bring more than its facts tell: biases, zero points of imported integers,
+projections that a quantised one left wide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orinkit.memory.formats import Role, format_of, parts, shares_head
 from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec
@@ -44,6 +45,10 @@ class Op:
     gated_delta: GatedDelta | None = None
 
 
+_BROUGHT = frozenset({"projection", "gated_delta"})
+"""Roles of what a quantised checkpoint usually brings as integers."""
+
+
 def tensors(spec: ModelSpec, recipe: Recipe) -> tuple[Tensor, ...]:
     """The weights that the data file holds, in its order."""
     found = [Tensor("embedding.weight", "embedding", (spec.vocab, spec.hidden))]
@@ -53,6 +58,8 @@ def tensors(spec: ModelSpec, recipe: Recipe) -> tuple[Tensor, ...]:
         found += [Tensor("rope.cos", "float32", table), Tensor("rope.sin", "float32", table)]
     for index, layer in enumerate(spec.layers):
         found += _layer_tensors(f"layers.{index}", layer, spec.hidden)
+    if recipe.quantise.method == "import":
+        found = [replace(tensor, role="imported") if tensor.role in _BROUGHT else tensor for tensor in found]
     found.append(Tensor("final_norm", "float32", (spec.hidden,)))
     if not shares_head(recipe, spec.tied):
         found.append(Tensor("head.weight", "head", (spec.vocab, spec.hidden)))

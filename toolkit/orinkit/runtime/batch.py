@@ -20,6 +20,7 @@ import numpy as np
 
 from orinkit.engines.base import Int32, Profile, StepInputs
 from orinkit.errors import EngineError
+from orinkit.recipe import Shapes
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Batch:
             slots=_filled((row.slot for row in self.rows), self.sizes.sequences, -1),
             logit_rows=_filled(wanted, self.sizes.logit_rows, -1),
         )
+
+
+def prefill_profile(shapes: Shapes) -> Profile:
+    """The largest prefill step: a chunk of as many sequences as fit."""
+    return Profile("prefill", shapes.chunk, min(shapes.slots, shapes.chunk))
 
 
 def _check_rows(rows: Sequence[Row]) -> None:

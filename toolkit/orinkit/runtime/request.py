@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orinkit.errors import OrinError, RequestError
-from orinkit.runtime.sampling import Sampling, check_number
+from orinkit.runtime.grammar import Grammar
+from orinkit.runtime.sampling import MAX_LOGPROBS, Sampling, check_number
 
 MAX_STOPS = 8
 """Most stop strings, and most stop tokens, of a request."""
 MAX_STOP_CHARACTERS = 64
 """Longest stop string."""
+MAX_CUTS = 1024
+"""Most cuts of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,16 @@ class Request:
     """Texts that end the answer and are no part of it."""
     deadline: float | None = None
     """Seconds of the monotonic clock at which the answer must have ended, queueing included."""
+    top_logprobs: int = 0
+    """Most likely tokens that are told with each token, 0 to 20."""
+    grammar: Grammar | None = None
+    """What the answer must look like."""
+    cuts: tuple[int, ...] = ()
+    """Places in the prompt, ascending, where its prefill is cut beside the chunks' ends, so that what comes before
+    can be kept and used again. What a request computes depends on them, and never on what was kept."""
+    client: str | None = None
+    """Whose request it is: those of one client wait for each other before those of others do, and share nothing that
+    was kept with them."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -40,6 +53,9 @@ class Request:
             check_number("max_tokens", self.max_tokens, 1, 2**31 - 1, whole=True)
         if self.deadline is not None:
             check_number("deadline", self.deadline, 0, math.inf)
+        check_number("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS, whole=True)
+        if len(self.cuts) > MAX_CUTS or list(self.cuts) != sorted({*self.cuts} & {*range(1, len(self.prompt))}):
+            raise RequestError(f"cuts: expected at most {MAX_CUTS} ascending places within the prompt")
         for name, given in (("stop_tokens", self.stop_tokens), ("stop", self.stop)):
             if len(given) > MAX_STOPS:
                 raise RequestError(f"{name}: expected at most {MAX_STOPS}, found {len(given)}")
@@ -105,6 +121,8 @@ class Token:
     logprob: float
     text: str
     """Text that is now certain; tokens that may belong to a stop string or to half a character hold theirs back."""
+    top: tuple[tuple[int, float], ...] = ()
+    """As many of the most likely tokens with their log-probabilities as the request asked for."""
 
 
 @dataclass(frozen=True)

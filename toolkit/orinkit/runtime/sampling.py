@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From logits to one token. The order of the steps is part of the meaning and is the same on every engine:
 
-    logit_bias -> repetition penalty -> presence and frequency penalties -> temperature -> top-k -> top-p -> min-p
-    -> draw by the Gumbel-max rule with Philox numbers (greedy at temperature 0)
+    mask -> logit_bias -> repetition penalty -> presence and frequency penalties -> temperature -> top-k -> top-p
+    -> min-p -> draw by the Gumbel-max rule with Philox numbers (greedy at temperature 0)
 
 Arithmetic is float64, equal values are ordered by token id (lowest first), and a random number depends on seed,
 position and token id alone. So the same request draws the same tokens whatever runs beside it.
@@ -13,20 +13,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orinkit.engines.base import Float32
-from orinkit.errors import EngineError, RequestError
+from orinkit.errors import NumericError, RequestError
 from orinkit.runtime.philox import gumbel
 
 Float64 = NDArray[np.float64]
 Ids = NDArray[np.intp]
+UInt32 = NDArray[np.uint32]
 
 MAX_BIASES = 300
 """Most token ids of a `logit_bias`."""
+MAX_LOGPROBS = 20
+"""Most alternatives that are told of a token."""
 MIN_TEMPERATURE = 0.01
 """Least temperature that is not greedy; below it the scaled logits say nothing more."""
 _NUCLEUS_START = 1024
@@ -85,6 +88,11 @@ class Sampling:
             check_number(f"logit_bias: {token}", bias, -100, 100)
 
 
+def settings_of(sampling: Sampling) -> dict[str, float]:
+    """All of it but the biases, by name."""
+    return {each.name: getattr(sampling, each.name) for each in fields(sampling) if each.name != "logit_bias"}
+
+
 @dataclass
 class History:
     """Tokens that the penalties look at."""
@@ -106,31 +114,52 @@ class History:
 
 @dataclass(frozen=True)
 class Choice:
-    """A chosen token."""
+    """A chosen token. Log-probabilities are natural, and under the model itself: before mask, bias, penalties,
+    temperature and cuts."""
 
     token: int
     logprob: float
-    """Natural logarithm of its probability under the model itself: before bias, penalties, temperature and cuts."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens with theirs, most likely first."""
 
 
-def sample(logits: Float32, history: History, sampling: Sampling, position: int) -> Choice:
+def sample(
+    logits: Float32,
+    history: History,
+    sampling: Sampling,
+    position: int,
+    *,
+    num_logprobs: int = 0,
+    mask: UInt32 | None = None,
+) -> Choice:
     """Choose the token that stands at `position` of its sequence (prompt included), from float32 logits [V].
 
-    Raises EngineError for a logit that is not finite: nothing is drawn from it.
+    `mask` uint32 [ceil(V/32)]: only ids whose bit id % 32 of word id / 32 is set may be chosen. Raises NumericError:
+    a logit is not finite, so nothing is drawn; or the mask allows no token.
     """
     if not np.isfinite(logits).all():
         bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-        raise EngineError(
+        raise NumericError(
             f"logits: expected finite numbers, found {logits[bad]} for token id {bad}; "
             "the engine's numbers overflow or its state is damaged: run the self-test"
         )
     scores = _penalised(logits, history, sampling)
+    if mask is not None:
+        scores[~allowed(mask, len(scores))] = -np.inf
     token = int(np.argmax(scores))
+    if scores[token] == -np.inf:
+        raise NumericError("logits: expected a token that the grammar allows, found none; ask without the grammar")
     if sampling.temperature > 0:
         scores = (scores - scores[token]) / sampling.temperature
         ids = _kept(scores, sampling)
         token = int(ids[np.argmax(scores[ids] + gumbel(ids, position, sampling.seed))])
-    return Choice(token, _logprob(logits, token))
+    top = _highest(logits.astype(np.float64), num_logprobs) if num_logprobs else ()
+    return Choice(token, _logprob(logits, token), tuple((int(id_), _logprob(logits, id_)) for id_ in top))
+
+
+def allowed(mask: UInt32, vocab: int) -> NDArray[np.bool_]:
+    """The bits of a mask as bool [vocab]."""
+    return np.unpackbits(mask.view(np.uint8), count=vocab, bitorder="little").astype(np.bool_)
 
 
 def _penalised(logits: Float32, history: History, sampling: Sampling) -> Float64:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from orinkit.bundle import Bundle
 from orinkit.engines import open_engine
+from orinkit.engines.room import check_room, find_room
 from orinkit.errors import BundleError
+from orinkit.memory.needs import ENGINES
+from orinkit.runtime.pipeline import open_pipeline
 from orinkit.runtime.scheduler import Scheduler
-from orinkit.runtime.steps import Stepper
 from orinkit.runtime.tokenizer import FILES, Tokenizer
 
 _FOLDER = "tokenizer"
@@ -27,11 +31,16 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
-def start(bundle: Bundle, engine: str) -> Scheduler:
+def start(bundle: Bundle, engine: str, root: Path = Path("/")) -> Scheduler:
     """Load the graph with the engine of that name, allocate everything, and stand ready for requests.
 
+    Nothing is loaded where the memory of the system below `root` does not suffice for what the plan says.
     Raises BundleError, EngineError, ResourceError.
     """
+    manifest = bundle.manifest
+    if engine in ENGINES:
+        check_room(manifest.model, manifest.recipe, engine, find_room(engine, root))
     tokenizer = open_tokenizer(bundle)
-    stepper = Stepper(open_engine(engine, bundle.graph, bundle.manifest.model), bundle.manifest.recipe.shapes)
-    return Scheduler(stepper, tokenizer, bundle.manifest.model)
+    shapes = manifest.recipe.shapes
+    pipeline = open_pipeline(open_engine(engine, bundle.graph, manifest.model), shapes)
+    return Scheduler(pipeline, shapes, tokenizer, manifest.model)

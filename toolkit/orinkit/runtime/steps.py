@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orinkit.engines.base import Context, Engine, Float32, Profile
+from orinkit.engines.base import Engine, Float32, Profile, StepInputs
 from orinkit.errors import EngineError
 from orinkit.recipe import Shapes
-from orinkit.runtime.batch import Batch, Row
+from orinkit.runtime.batch import Batch, Row, prefill_profile
 
 
 class Stepper:
@@ -22,7 +22,7 @@ class Stepper:
         """Allocate the caches and make both contexts. Raises EngineError."""
         self.shapes = shapes
         self.caches = engine.caches(shapes.slots, shapes.capacity, shapes.chunk)
-        self._prefill = engine.context(Profile("prefill", shapes.chunk, min(shapes.slots, shapes.chunk)), self.caches)
+        self._prefill = engine.context(prefill_profile(shapes), self.caches)
         self._decode = engine.context(Profile("decode", shapes.slots, shapes.slots), self.caches)
 
     def prefill(self, rows: Sequence[Row]) -> Float32:
@@ -30,16 +30,22 @@ class Stepper:
 
         The logits are the engine's own memory, good until the next step. Raises EngineError.
         """
-        return self._run(self._prefill, rows)
+        self._check(rows)
+        return self.run_prefill(Batch.of(rows, self._prefill.profile).inputs())
+
+    def run_prefill(self, inputs: StepInputs) -> Float32:
+        """As `prefill`, of inputs that are made already."""
+        return self._prefill.run(inputs)
 
     def decode(self, rows: Sequence[Row]) -> Float32:
         """Run one token of each row; as `prefill` otherwise. Raises EngineError."""
         for row in rows:
             if len(row.tokens) != 1:
                 raise EngineError(f"decode refused: expected one token for slot {row.slot}, found {len(row.tokens)}")
-        return self._run(self._decode, rows)
+        self._check(rows)
+        return self._decode.run(Batch.of(rows, self._decode.profile).inputs())
 
-    def _run(self, context: Context, rows: Sequence[Row]) -> Float32:
+    def _check(self, rows: Sequence[Row]) -> None:
         for row in rows:
             end = row.past_len + len(row.tokens)
             if row.slot >= self.shapes.slots or end > self.shapes.capacity:
@@ -47,4 +53,3 @@ class Stepper:
                     f"step refused: expected a slot below {self.shapes.slots} and at most {self.shapes.capacity} "
                     f"tokens in it, found slot {row.slot} with {end} tokens"
                 )
-        return context.run(Batch.of(rows, context.profile).inputs())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chat templates: Jinja from the bundle, rendered in a sandbox, with what Hugging Face templates expect.
 
-A template sees messages, tools, documents (both none), add_generation_prompt, the special tokens by name (bos_token,
+A template sees messages, tools, documents (always none), add_generation_prompt, the special tokens by name (bos_token,
 eos_token, ...), raise_exception, strftime_now, a tojson that does not escape HTML, break and continue, and the
 {% generation %} block, whose body is rendered as it stands.
 
@@ -31,8 +31,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orinkit.errors import BundleError, RequestError
 
-Message = Mapping[str, str]
-"""role and content."""
+Message = Mapping[str, Any]
+"""role and content, both texts; what a tool was asked and has answered as templates read it."""
+Tool = Mapping[str, Any]
+"""A function that the model may call, as OpenAI's API describes one."""
 
 MAX_OUTPUT = 4 << 20
 """Most characters that a template may write; a prompt of 2^20 tokens fits."""
@@ -89,9 +91,12 @@ class ChatTemplate:
             self._template = sandbox.from_string(tree)
         except (jinja2.TemplateError, RecursionError, MemoryError) as error:
             raise BundleError(f"chat template: expected Jinja, found: {error}; correct it and export again") from None
+        self.source = source
         self._variables = dict(variables)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Tool] | None = None
+    ) -> str:
         """The conversation as the model was trained to read it.
 
         Raises RequestError: the template refuses these messages. Raises BundleError: the template fails, does what
@@ -104,7 +109,7 @@ class ChatTemplate:
                 raise SecurityError(f"it ran longer than {MAX_SECONDS} s")
             return ""
 
-        variables: dict[str, Any] = {"messages": messages, "tools": None, "documents": None, _TICK: tick}
+        variables: dict[str, Any] = {"messages": messages, "tools": tools, "documents": None, _TICK: tick}
         variables |= {"add_generation_prompt": add_generation_prompt, **self._variables}
         try:
             return _bounded(self._template.generate(variables), tick)

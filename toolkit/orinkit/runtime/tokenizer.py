@@ -20,7 +20,7 @@ from typing import Any
 import tokenizers
 
 from orinkit.errors import BundleError, OrinError, RequestError
-from orinkit.runtime.template import ChatTemplate, Message
+from orinkit.runtime.template import ChatTemplate, Message, Tool
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 FILES = (TOKENIZER, SETTINGS, TEMPLATE)
@@ -58,6 +58,11 @@ class Tokenizer:
         named = {name: _content(settings[name]) for name in _NAMED_TOKENS if settings.get(name) is not None}
         return cls(inner, None if source is None else ChatTemplate(source, named))
 
+    @property
+    def serialised(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return self._inner.to_str()
+
     def encode(self, text: str, capacity: int, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of `text`, all of them; `add_special_tokens` puts those around it that tokenizer.json asks for.
 
@@ -81,11 +86,13 @@ class Tokenizer:
         with _translated(BundleError, "tokenizer: expected one that can decode its own ids"):
             return self._inner.decode(ids, skip_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message], capacity: int) -> tuple[int, ...]:
+    def encode_chat(
+        self, messages: Sequence[Message], capacity: int, tools: Sequence[Tool] | None = None
+    ) -> tuple[int, ...]:
         """Token ids of a conversation, up to where the model's answer begins. Raises RequestError and BundleError."""
         if self.template is None:
             raise RequestError("chat: expected a model with a chat template, found none; use plain prompts")
-        return self.encode(self.template.render(messages), capacity, add_special_tokens=False)
+        return self.encode(self.template.render(messages, tools=tools), capacity, add_special_tokens=False)
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orinkit.errors import OrinError, RequestError, ServiceError
+from orinkit.errors import NumericError, OrinError, RequestError, ServiceError
 from orinkit.runtime.request import Finished, Timings, Token
 from orinkit.runtime.tokenizer import Tokenizer
 from orinkit.serve.ask import Ask, refused
 from orinkit.serve.jobs import Mailbox, News
+from orinkit.serve.tools import Call, Reader, Style
 
 DONE = b"data: [DONE]\n\n"
 
@@ -30,6 +31,27 @@ class Choice:
     text: str = ""
     tokens: list[Token] = field(default_factory=list)
     end: Finished | None = None
+    reader: Reader | None = None
+    """Of a request with tools: tells text from calls."""
+    calls: list[Call] = field(default_factory=list)
+
+    def read(self, news: list[Token | Finished]) -> str:
+        """The text of this news that may be told; at the end the calls are known."""
+        text = "".join(piece.text for piece in news)
+        if self.reader is None:
+            return text
+        told = self.reader.feed(text)
+        if self.end is None:
+            return told
+        rest, self.calls = self.reader.finish()
+        return told + rest
+
+    @property
+    def reason(self) -> str | None:
+        """Why it has ended, as OpenAI's API tells it."""
+        if self.end is None:
+            return None
+        return "tool_calls" if self.calls else self.end.reason
 
 
 def failure(end: Finished) -> ServiceError | None:
@@ -45,6 +67,8 @@ def told(error: OrinError | None) -> ServiceError:
     """What a client may know of an error."""
     if isinstance(error, RequestError):
         return refused(error)
+    if isinstance(error, NumericError):
+        return ServiceError("the model's numbers are no numbers for this prompt", 503, "numeric_error")
     return ServiceError("the engine could not compute this answer", 503, "engine_error", retry_after=1)
 
 
@@ -59,9 +83,12 @@ class Answer:
     kind = "text_completion"
     chunk_kind = "text_completion"
 
-    def __init__(self, ask: Ask, mailbox: Mailbox, tokenizer: Tokenizer, identity: str) -> None:
+    def __init__(self, ask: Ask, mailbox: Mailbox, tokenizer: Tokenizer, identity: str, style: Style | None) -> None:
         self.ask = ask
         self.choices = [Choice(index) for index in range(ask.n)]
+        if ask.tools and style is not None:
+            for choice in self.choices:
+                choice.reader = Reader(style, ask.tools)
         self._mailbox = mailbox
         self._tokenizer = tokenizer
         self._head = {"id": identity, "created": int(time.time()), "model": ask.model}
@@ -84,7 +111,6 @@ class Answer:
     def _noted(self, choice: Choice, news: News) -> Token | Finished:
         if isinstance(news, ServiceError):
             raise news
-        choice.text += news.text
         if isinstance(news, Token):
             choice.tokens.append(news)
         else:
@@ -96,7 +122,8 @@ class Answer:
     async def whole(self) -> dict[str, Any]:
         """The answer when it is complete. Raises ServiceError."""
         while not self.is_over:
-            await self.news()
+            for choice, news in self._by_choice(await self.news()):
+                choice.text += choice.read(news)
         choices = [self.whole_choice(choice) for choice in self.choices]
         return {**self._head, "object": self.kind, "choices": choices, "usage": self.usage()}
 
@@ -120,11 +147,13 @@ class Answer:
     def _pieces(self, news: list[tuple[Choice, Token | Finished]]) -> list[dict[str, Any]]:
         """What is new of each choice, put together."""
         pieces = []
-        for choice in self.choices:
-            own = [piece for owner, piece in news if owner is choice]
-            if own:
-                pieces += self.new(choice, [piece for piece in own if isinstance(piece, Token)], own)
+        for choice, own in self._by_choice(news):
+            pieces += self.new(choice, [piece for piece in own if isinstance(piece, Token)], own)
         return pieces
+
+    def _by_choice(self, news: list[tuple[Choice, Token | Finished]]) -> list[tuple[Choice, list[Token | Finished]]]:
+        by_choice = ((choice, [piece for owner, piece in news if owner is choice]) for choice in self.choices)
+        return [(choice, own) for choice, own in by_choice if own]
 
     def usage(self) -> dict[str, Any]:
         """Tokens of prompt and answers."""
@@ -137,9 +166,9 @@ class Answer:
         return []
 
     def new(self, choice: Choice, tokens: list[Token], news: list[Token | Finished]) -> list[dict[str, Any]]:
-        text = "".join(piece.text for piece in news)
+        text = choice.read(news)
         logprobs = self._logprobs(tokens) if self.ask.has_logprobs else None
-        return [{"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": _reason(choice)}]
+        return [{"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.reason}]
 
     def whole_choice(self, choice: Choice) -> dict[str, Any]:
         logprobs = self._logprobs(choice.tokens) if self.ask.has_logprobs else None
@@ -147,7 +176,7 @@ class Answer:
             "index": choice.index,
             "text": choice.text,
             "logprobs": logprobs,
-            "finish_reason": _reason(choice),
+            "finish_reason": choice.reason,
         }
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any]:
@@ -155,21 +184,13 @@ class Answer:
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{self.spelt(id_): value for id_, value in _top(token)} for token in tokens],
+            "top_logprobs": [{self.spelt(id_): value for id_, value in token.top} for token in tokens],
             "text_offset": [],
         }
 
     def spelt(self, token: int) -> str:
         """The text of one token by itself."""
         return self._tokenizer.decode((token,))
-
-
-def _top(token: Token) -> tuple[tuple[int, float], ...]:
-    return getattr(token, "top", ())
-
-
-def _reason(choice: Choice) -> str | None:
-    return None if choice.end is None else choice.end.reason
 
 
 class ChatAnswer(Answer):
@@ -185,28 +206,32 @@ class ChatAnswer(Answer):
         ]
 
     def new(self, choice: Choice, tokens: list[Token], news: list[Token | Finished]) -> list[dict[str, Any]]:
-        text = "".join(piece.text for piece in news)
+        text = choice.read(news)
         logprobs = self._logprobs(tokens) if self.ask.has_logprobs and tokens else None
-        delta = {"content": text} if text or logprobs else {}
+        delta: dict[str, Any] = {"content": text} if text or logprobs else {}
+        if choice.calls:
+            delta["tool_calls"] = [{"index": index, **call.told()} for index, call in enumerate(choice.calls)]
         if not delta and choice.end is None:
             return []
-        return [{"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": _reason(choice)}]
+        return [{"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": choice.reason}]
 
     def whole_choice(self, choice: Choice) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message |= {"content": choice.text or None, "tool_calls": [call.told() for call in choice.calls]}
         logprobs = self._logprobs(choice.tokens) if self.ask.has_logprobs else None
         return {
             "index": choice.index,
             "message": message,
             "logprobs": logprobs,
-            "finish_reason": _reason(choice),
+            "finish_reason": choice.reason,
         }
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any]:
         content = [
             {
                 **self._scored(token.token, token.logprob),
-                "top_logprobs": [self._scored(id_, value) for id_, value in _top(token)],
+                "top_logprobs": [self._scored(id_, value) for id_, value in token.top],
             }
             for token in tokens
         ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orinkit.errors import RequestError, ServiceError
+from orinkit.runtime.grammar import Grammar
 from orinkit.runtime.request import Request
 from orinkit.runtime.sampling import Sampling
 from orinkit.serve import fields, strictjson
@@ -35,8 +36,12 @@ class Ask:
     has_logprobs: bool = False
     timeout: float | None = None
     user: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Functions that the model may call."""
+    tool_choice: str = "auto"
+    """auto, required, or the name of a function."""
 
-    def requests(self, prompt: Sequence[int], deadline: float) -> list[Request]:
+    def requests(self, prompt: Sequence[int], deadline: float, client: str) -> list[Request]:
         """One request for each choice; they differ in their seed."""
         seed = self.settings.sampling.seed
         return [
@@ -44,6 +49,7 @@ class Ask:
                 self.settings,
                 prompt=tuple(prompt),
                 deadline=deadline,
+                client=f"{client} {self.user}",
                 sampling=replace(self.settings.sampling, seed=(seed + index) & _MASK),
             )
             for index in range(self.n)
@@ -59,17 +65,19 @@ def chat(body: Any) -> Ask:
         raise strictjson.refusal("top_logprobs", "expected logprobs to be true with it")
     max_tokens = body.get("max_tokens", body.get("max_completion_tokens"))
     messages = tuple(_message(message, f"messages[{i}]") for i, message in enumerate(body["messages"]))
-    return _ask(body, messages, max_tokens, has_logprobs=body.get("logprobs", False))
+    asked = _ask(body, messages, max_tokens, body.get("logprobs", False), int(body.get("top_logprobs", 0)))
+    return replace(asked, **_tools(body))
 
 
 def completion(body: Any) -> Ask:
     """Raises ServiceError 400."""
     strictjson.check(body, fields.COMPLETION)
     prompt = body["prompt"] if isinstance(body["prompt"], str) else tuple(map(int, body["prompt"]))
-    return _ask(body, prompt, body.get("max_tokens", _COMPLETION_TOKENS), body.get("logprobs") is not None)
+    logprobs = body.get("logprobs")
+    return _ask(body, prompt, body.get("max_tokens", _COMPLETION_TOKENS), logprobs is not None, int(logprobs or 0))
 
 
-def _ask(body: Mapping[str, Any], prompt: Any, max_tokens: float | None, has_logprobs: bool) -> Ask:
+def _ask(body: Mapping[str, Any], prompt: Any, max_tokens: float | None, has_logprobs: bool, top_logprobs: int) -> Ask:
     stop = body.get("stop") or ()
     try:
         settings = Request(
@@ -77,6 +85,8 @@ def _ask(body: Mapping[str, Any], prompt: Any, max_tokens: float | None, has_log
             sampling=_sampling(body),
             max_tokens=None if max_tokens is None else int(max_tokens),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            top_logprobs=top_logprobs,
+            grammar=_grammar(body.get("response_format")),
         )
     except RequestError as error:
         raise refused(error) from None
@@ -101,6 +111,31 @@ def refused(error: RequestError) -> ServiceError:
     field, _, _ = str(error).partition(":")
     known = {**fields.CHAT["properties"], **fields.COMPLETION["properties"]}
     return ServiceError(str(error), 400, "invalid_request", param=field if field in known else None)
+
+
+def _grammar(wanted: Mapping[str, Any] | None) -> Grammar | None:
+    """What the answer must look like. Raises RequestError: too large or too deep."""
+    match wanted:
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return Grammar("json_schema", json.dumps(schema))
+        case {"type": "regex", "regex": text}:
+            return Grammar("regex", text)
+        case {"type": "json_object"}:
+            return Grammar("json_object")
+    return None
+
+
+def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client says of tools; none are left if the model must not call any."""
+    tools, choice = tuple(body.get("tools") or ()), body.get("tool_choice", "auto")
+    names = [tool["function"]["name"] for tool in tools]
+    if len(set(names)) < len(names):
+        raise strictjson.refusal("tools", "expected functions of different names")
+    if isinstance(choice, dict):
+        choice = choice.get("function", {}).get("name", "")
+    if choice not in ("none", "auto") and (not tools or choice not in ("required", *names)):
+        raise strictjson.refusal("tool_choice", "expected none, auto, required or a function of tools")
+    return {} if choice == "none" else {"tools": tools, "tool_choice": choice}
 
 
 def _sampling(body: Mapping[str, Any]) -> Sampling:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Temperature, power and clocks, as far as the kernel of this board tells them through sysfs.
 
-/sys/class/thermal/thermal_zone*/{type,temp}     millidegrees Celsius
-/sys/class/hwmon/hwmon*/{in,curr}N_input, inN_label   millivolt and milliampere of a rail (INA3221 on a Jetson)
-/sys/class/devfreq/*/cur_freq                    hertz
+thermal/thermal_zone*/{type,temp}     millidegrees Celsius
+hwmon/hwmon*/{in,curr}N_input, inN_label   millivolt and milliampere of a rail (INA3221 on a Jetson)
+devfreq/*/cur_freq                    hertz
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from pathlib import Path
 
 from orinkit.serve.metrics import Labels
 
-_SYS = Path("/sys/class")
 
-
-def gauges(root: Path = _SYS) -> dict[str, Mapping[Labels, float]]:
-    """What there is; a board that tells nothing gives nothing."""
+def gauges(root: Path) -> dict[str, Mapping[Labels, float]]:
+    """What there is below `root`, usually /sys/class; a board that tells nothing gives nothing."""
     read: dict[str, Callable[[Path], Iterator[tuple[Labels, float]]]] = {
         "orin_temperature_celsius": _temperatures,
         "orin_power_watts": _powers,

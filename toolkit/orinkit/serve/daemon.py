@@ -11,12 +11,14 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from orinkit.bundle import Bundle, load_keys
+from orinkit.memory.needs import ENGINES, memory_plan
 from orinkit.ops import VERSIONS
 from orinkit.runtime.start import open_tokenizer
-from orinkit.serve import listen
+from orinkit.serve import listen, openapi
 from orinkit.serve.api import Api, Call, Route, refuse
 from orinkit.serve.child import WORKER
 from orinkit.serve.connection import Connection
@@ -29,6 +31,7 @@ from orinkit.serve.metrics import Metrics
 from orinkit.serve.notify import Notifier
 from orinkit.serve.settings import Settings, read_api_keys
 from orinkit.serve.supervisor import Supervisor
+from orinkit.serve.trial import Trial
 from orinkit.serve.watch import watch
 
 _LIVE_CONNECTIONS = 16
@@ -79,10 +82,12 @@ async def _serve(settings: Settings, bundle: Bundle, keys: Sequence[str], doors:
     manifest = bundle.manifest
     model = settings.name or manifest.name
     handover = Handover(bundle.folder, settings.engine, Path(settings.keys) if settings.keys else None)
-    need = sum(entry.size for entry in manifest.files)
+    need = worker_bytes(bundle, settings.engine)
     metrics = Metrics(model)
     supervisor = Supervisor(settings, handover, manifest.model, manifest.recipe.shapes, need, metrics, log, command)
-    generation = Generation(supervisor, open_tokenizer(bundle), model, log)
+    tokenizer = open_tokenizer(bundle)
+    trial = Trial(tokenizer, manifest.model.vocab, manifest.model.eos)
+    generation = Generation(supervisor, tokenizer, trial, model, log)
     tables = routes(supervisor, generation, Health(supervisor, model))
     # The mode of admin.sock lets nobody else in.
     apis = [
@@ -100,12 +105,21 @@ async def _serve(settings: Settings, bundle: Bundle, keys: Sequence[str], doors:
         return await supervisor.run()
     finally:
         await _last_words(generation)
+        await trial.close()
         for task in tasks:
             task.cancel()
         for room in rooms:
             await room.close()
         for path in doors.paths:
             path.unlink(missing_ok=True)
+
+
+def worker_bytes(bundle: Bundle, engine: str) -> int:
+    """Memory that a worker takes beside its own process: weights, caches, scratch."""
+    manifest = bundle.manifest
+    if engine not in ENGINES:
+        return sum(entry.size for entry in manifest.files)
+    return memory_plan(manifest.model, manifest.recipe, engine).total("device", "host")
 
 
 def routes(
@@ -117,6 +131,9 @@ def routes(
         supervisor.drain()
         return Response.json({"status": "draining"}, 202)
 
+    async def describe(_: Call) -> Response:
+        return Response.json(openapi.document(version("orinkit")))
+
     live = {"/livez": Route("GET", health.livez, needs_key=False)}
     told = {"/readyz": Route("GET", health.readyz), "/metrics": Route("GET", health.metrics)}
     public = {
@@ -124,6 +141,7 @@ def routes(
         **told,
         "/v1/chat/completions": Route("POST", generation.chat),
         "/v1/completions": Route("POST", generation.completion),
+        "/openapi.json": Route("GET", describe),
         "/v1/models": Route("GET", health.models),
         "/v1/models/": Route("GET", health.model),
     }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from orinkit.errors import DeviceError, OrinError
+from orinkit.errors import DeviceError, NumericError, OrinError
 
 EXIT_FAULT = 70
 EXIT_MEMORY = 75
@@ -25,16 +25,17 @@ EXIT_FAULTED = 69
 
 WINDOW = 600.0
 """Seconds for which a fault is remembered."""
-MAX_DELAY = 60.0
-"""Longest wait before a worker is started again, in seconds."""
 _OF_A_REQUEST = frozenset({1, 2, 9})
 """cudaErrorInvalidValue, MemoryAllocation, InvalidConfiguration."""
 OUT_OF_MEMORY = 2
 
 
 def is_fatal(error: OrinError) -> bool:
-    """Whether a process in which an engine raised this must end: always, but for the numbers that a request causes."""
-    return not (isinstance(error, DeviceError) and error.code in _OF_A_REQUEST)
+    """Whether a process in which an engine raised this must end.
+
+    Always, but for the numbers that a request causes, and for logits that are none: a self-test tells about those.
+    """
+    return not (isinstance(error, NumericError) or (isinstance(error, DeviceError) and error.code in _OF_A_REQUEST))
 
 
 def code_of(error: BaseException) -> str:
@@ -50,6 +51,7 @@ class FaultLog:
     """So many faults within the window end all attempts."""
     delay: float
     """Seconds before the first restart; doubled with each fault within the window."""
+    longest_delay: float
     clock: Callable[[], float]
     _faults: deque[float] = field(default_factory=deque)
     _suspects: dict[bytes, deque[float]] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class FaultLog:
     def next_delay(self) -> float:
         """Seconds to wait before the next start."""
         self._forget(self.clock())
-        return min(MAX_DELAY, self.delay * 2.0 ** max(0, len(self._faults) - 1)) if self._faults else 0.0
+        return min(self.longest_delay, self.delay * 2.0 ** max(0, len(self._faults) - 1)) if self._faults else 0.0
 
     def is_quarantined(self, prompt: tuple[int, ...]) -> bool:
         """Whether this prompt was in flight at two faults."""

@@ -12,13 +12,14 @@ from typing import Any
 from orinkit.errors import BundleError, RequestError, ServiceError
 from orinkit.runtime.request import Finished, Token
 from orinkit.runtime.tokenizer import Tokenizer
-from orinkit.serve import ask, strictjson
+from orinkit.serve import ask, strictjson, tools
 from orinkit.serve.answers import Answer, ChatAnswer, Choice, event
 from orinkit.serve.api import Call, describe
 from orinkit.serve.ask import Ask
 from orinkit.serve.http import Response
 from orinkit.serve.jobs import Job
 from orinkit.serve.supervisor import Log, Supervisor
+from orinkit.serve.trial import Trial
 
 TOKENISE_SECONDS = 2.0
 _EVENTS = "text/event-stream; charset=utf-8"
@@ -27,11 +28,14 @@ _EVENTS = "text/event-stream; charset=utf-8"
 class Generation:
     """Takes requests, hands them to the supervisor, and gives its news the form of the route."""
 
-    def __init__(self, supervisor: Supervisor, tokenizer: Tokenizer, model: str, log: Log) -> None:
+    def __init__(self, supervisor: Supervisor, tokenizer: Tokenizer, trial: Trial, model: str, log: Log) -> None:
         self._supervisor = supervisor
+        self._trial = trial
         self._tokenizer = tokenizer
         self._model = model
         self._log = log
+        template = tokenizer.template
+        self._style = None if template is None else tools.style_of(template.source)
         self._threads = ThreadPoolExecutor(2, "tokenise")
         self.num_active = 0
         """Answers that are being written."""
@@ -47,14 +51,18 @@ class Generation:
         asked = parse(strictjson.read(await call.exchange.body()))
         if asked.model != self._model:
             raise ServiceError(f"no such model; this server has {self._model}", 404, "model_not_found", param="model")
+        if asked.tools and self._style is None:
+            raise strictjson.refusal("tools", "expected none: the chat template of this model has no place for them")
         self._supervisor.check_state()
+        if asked.settings.grammar is not None:
+            await self._trial.check(asked.settings.grammar)
         deadline = begin + min(self._supervisor.settings.deadline, asked.timeout or float("inf"))
-        requests = asked.requests(await self._tokenise(asked), deadline)
+        requests = asked.requests(await self._tokenise(asked), deadline, call.client)
         try:
             mailbox, jobs = self._supervisor.submit(requests, call.client)
         except RequestError as error:
             raise ask.refused(error) from None
-        answer = form(asked, mailbox, self._tokenizer, prefix + call.id)
+        answer = form(asked, mailbox, self._tokenizer, prefix + call.id, self._style)
         record = _Record(self._log, call, answer, begin)
         is_handed_on = False
         self.num_active += 1
@@ -111,7 +119,7 @@ class Generation:
         capacity = self._supervisor.capacity
         if isinstance(asked.prompt, str):
             return self._tokenizer.encode(asked.prompt, capacity)
-        return self._tokenizer.encode_chat(asked.prompt, capacity)  # type: ignore[arg-type]
+        return self._tokenizer.encode_chat(asked.prompt, capacity, asked.tools or None)  # type: ignore[arg-type]
 
 
 def _field(asked: Ask) -> str:

@@ -7,14 +7,16 @@ import contextlib
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from orinkit.errors import ConfigError, ServiceError
+from orinkit.memory import system
 from orinkit.serve import board
 from orinkit.serve.api import Call
 from orinkit.serve.http import Response
 from orinkit.serve.metrics import Labels
-from orinkit.serve.supervisor import Supervisor
+from orinkit.serve.supervisor import SERVING, Supervisor
 
 _STALE = 2.5
 """Periods of the idle self-test after which a silent worker is no ready one."""
@@ -41,7 +43,7 @@ class Health:
     def unready(self) -> str | None:
         """Why a new request would not be served now; None: it would be."""
         supervisor = self._supervisor
-        if supervisor.state != "ready":
+        if supervisor.state not in SERVING:
             return supervisor.reason or supervisor.state
         if supervisor.child is None:
             return "no worker"
@@ -84,13 +86,13 @@ class Health:
             "orin_queue_limit": {(): supervisor.settings.queue},
             "orin_supervisor_resident_bytes": {(): resident(os.getpid())},
             "orin_worker_resident_bytes": {(): resident(supervisor.child.pid) if supervisor.child else 0},
-            **board.gauges(),
+            **board.gauges(Path(supervisor.settings.root) / "sys/class"),
         }
         with contextlib.suppress(ConfigError):
-            figures = supervisor.memory.read()
-            gauges["orin_memory_available_bytes"] = {(): figures.available}
-            gauges["orin_memory_allocatable_bytes"] = {(): figures.allocatable}
-            gauges["orin_nvmap_used_bytes"] = {(): figures.nvmap_used}
+            figures = supervisor.memory.figures()
+            gauges["orin_memory_available_bytes"] = {(): figures["MemAvailable"]}
+            gauges["orin_memory_allocatable_bytes"] = {(): system.allocatable(figures) or 0}
+            gauges["orin_nvmap_used_bytes"] = {(): figures.get("NvMapMemUsed", 0)}
         return gauges
 
 

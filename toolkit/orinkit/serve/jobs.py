@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from orinkit.errors import ServiceError
 from orinkit.runtime.request import Finished, Request, Token
+from orinkit.serve.metrics import Metrics
+from orinkit.serve.wire import Stepped
 
 News = Token | Finished | ServiceError
 """A ServiceError ends a job that the worker cannot."""
@@ -91,6 +93,20 @@ class Desk:
         self.running[job.id] = job
         return job
 
+    def deliver(self, report: Stepped, metrics: Metrics, now: float) -> bool:
+        """Tell each job what a step has brought it, and count it; whether a slot is free again."""
+        for token in report.tokens:
+            if job := self.running.get(token.request):
+                name = "time_to_first_token_seconds" if job.last is None else "time_per_output_token_seconds"
+                metrics.observe(f"vllm:{name}", now - (job.submitted if job.last is None else job.last))
+                job.last = now
+                job.tell(token)
+        for end in report.ends:
+            if job := self.running.pop(end.request, None):
+                _count(job, end, metrics, now)
+                job.tell(end)
+        return bool(report.ends)
+
     def expired(self, now: float) -> list[Job]:
         """Take out and give the waiting jobs whose deadline has passed."""
         late = [job for job in self.waiting if job.request.deadline is not None and job.request.deadline <= now]
@@ -107,3 +123,13 @@ class Desk:
     @property
     def is_empty(self) -> bool:
         return not (self.waiting or self.running)
+
+
+def _count(job: Job, end: Finished, metrics: Metrics, now: float) -> None:
+    timings = end.timings
+    metrics.add("vllm:prompt_tokens_total", timings.prompt_tokens)
+    metrics.add("vllm:generation_tokens_total", timings.generated_tokens)
+    metrics.add("vllm:request_success_total", finished_reason=end.reason)
+    if job.is_abandoned:
+        metrics.add("orin_wasted_tokens_total", timings.generated_tokens)
+    metrics.observe("vllm:e2e_request_latency_seconds", now - job.submitted)

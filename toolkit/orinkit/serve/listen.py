@@ -46,7 +46,9 @@ def tcp(host: str, port: int) -> socket.socket:
 def folder(path: Path) -> Path:
     """The folder of the Unix sockets, made with mode 0750 if it is missing. Raises ConfigError."""
     try:
-        path.mkdir(mode=0o750, exist_ok=True)
+        if not path.exists():
+            path.mkdir(mode=0o700)
+            path.chmod(0o750)
     except OSError as error:
         raise ConfigError(f"sockets: expected a folder, found {path}: {error.strerror}") from None
     if stat.S_IMODE(path.stat().st_mode) & 0o027:

@@ -1,77 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that CPU and GPU share, as the kernel tells it; on a Jetson its figures are a guess, so a floor is held.
+"""Memory that CPU and GPU share; on a Jetson the kernel's figures are a guess, so a floor is held and a probe made.
 
-The floor is a tenth of the memory, at least 512 MiB: below it nothing new is started, what runs may end.
+The floor is a tenth of the memory, at least 512 MiB: below it nothing new is started, what runs may end. Whether there
+is as much as a worker needs, only an allocation tells: a throwaway child makes one before the first worker starts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from orinkit.errors import ConfigError
+from orinkit.memory import system
 
 _SHARE = 0.1
 _LEAST = 512 << 20
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Bytes, named as in /proc/meminfo; nvmap_used is 0 where there is no NvMap."""
-
-    total: int
-    available: int
-    free: int
-    swap_free: int
-    nvmap_used: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Figures:
-        """The figures of a /proc/meminfo. Raises ConfigError: some are missing."""
-        found = {name: _bytes(rest) for name, _, rest in (line.partition(":") for line in text.splitlines())}
-        try:
-            return cls(
-                found["MemTotal"], found["MemAvailable"], found["MemFree"], found["SwapFree"],
-                found.get("NvMapMemUsed", 0),
-            )  # fmt: skip
-        except KeyError as error:
-            raise ConfigError(f"meminfo: expected the line {error} as in /proc/meminfo, found none") from None
-
-    @property
-    def floor(self) -> int:
-        return max(int(_SHARE * self.total), _LEAST)
-
-    @property
-    def allocatable(self) -> int:
-        """What the GPU can get. Source: NVIDIA's CUDA for Tegra application note, "Estimating total allocatable"."""
-        host = self.total - self.free - self.nvmap_used
-        if host < self.swap_free:
-            return self.total - self.nvmap_used
-        return self.total - (host - self.swap_free)
+_PROBE = """
+import mmap, sys
+with open("/proc/self/oom_score_adj", "w") as file:
+    file.write("1000")
+size = int(sys.argv[1])
+with mmap.mmap(-1, max(size, mmap.PAGESIZE)) as memory:
+    for at in range(0, size, mmap.PAGESIZE):
+        memory[at] = 1
+"""
+"""Takes memory for real, page by page, and is the first to go when there is none."""
 
 
 class Memory:
-    """Reads the figures of one file."""
+    """The memory of the machine whose /proc lies below `root`."""
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
+    def __init__(self, root: Path) -> None:
+        self._root = root
 
-    def read(self) -> Figures:
-        """Raises ConfigError: not a /proc/meminfo."""
-        try:
-            return Figures.parse(self._path.read_text(encoding="ascii"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"meminfo: expected a file like /proc/meminfo, found: {error}") from None
+    def figures(self) -> Mapping[str, int]:
+        """Bytes by the names of /proc/meminfo. Raises ConfigError: the system does not tell."""
+        found = system.read(self._root)
+        if not {"MemTotal", "MemAvailable"} <= found.keys():
+            raise ConfigError(f"root: expected {self._root}/proc/meminfo with MemTotal and MemAvailable, found none")
+        return found
 
     def lacks(self, need: int = 0) -> Mapping[str, int] | None:
         """None if `need` bytes can be taken and the floor still holds, else what is needed and what there is."""
-        figures = self.read()
-        if figures.available >= need + figures.floor:
+        found = self.figures()
+        floor = max(int(_SHARE * found["MemTotal"]), _LEAST)
+        if found["MemAvailable"] >= need + floor:
             return None
-        return {"need": need + figures.floor, "have": figures.available}
+        return {"need": need + floor, "have": found["MemAvailable"]}
 
 
-def _bytes(rest: str) -> int:
-    number, _, unit = rest.strip().partition(" ")
-    return (int(number) if number.isdigit() else 0) * (1024 if unit == "kB" else 1)
+async def probe(need: int) -> bool:
+    """Whether a child that takes `need` bytes lives to give them back."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", "-c", _PROBE, str(need)), stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        return await child.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()

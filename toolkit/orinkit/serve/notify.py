@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 
 
 class Notifier:
@@ -15,7 +16,6 @@ class Notifier:
         address = environment.get("NOTIFY_SOCKET", "")
         # A leading @ stands for the abstract name space, which begins with a zero byte.
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if address else None
         is_for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         microseconds = environment.get("WATCHDOG_USEC", "") if is_for_us else ""
         self.interval = int(microseconds) / 2e6 if microseconds.isdigit() else None
@@ -23,8 +23,7 @@ class Notifier:
 
     def send(self, message: str) -> None:
         """Such as READY=1. A service manager that does not listen is no reason to stop."""
-        if self._socket is not None:
-            try:
-                self._socket.sendto(message.encode(), self._address)
-            except OSError:
-                return
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as own, suppress(OSError):
+            own.sendto(message.encode(), self._address)

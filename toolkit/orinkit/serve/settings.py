@@ -57,15 +57,17 @@ class Settings:
     step: float = 2.0
     """Least seconds of a step's deadline, which is ten times the 99th percentile of the steps so far."""
     restart: float = 1.0
-    """Seconds before the first restart after a fault; doubled with each further one, up to 60."""
+    """Seconds before the first restart after a fault; doubled with each further one within ten minutes."""
+    restart_limit: float = 60.0
+    """Most seconds before a restart."""
     fault_limit: int = 5
     """Faults within ten minutes after which no further worker is started."""
     farewell: float = 30.0
     """Seconds for which /readyz tells the reason before the daemon gives up."""
     check: float = 60.0
     """Seconds of idleness after which the golden self-test runs again."""
-    meminfo: str = "/proc/meminfo"
-    """Where the kernel tells of memory."""
+    root: str = "/"
+    """Folder below which /proc/meminfo and /sys are read."""
 
     def validate(self) -> None:
         for name, low, high in _BOUNDS:
@@ -99,6 +101,7 @@ _BOUNDS = (
     ("load", 1.0, 86400.0),
     ("step", 0.1, 3600.0),
     ("restart", 0.01, 60.0),
+    ("restart_limit", 0.01, 3600.0),
     ("fault_limit", 1, 1_000_000),
     ("farewell", 0.0, 3600.0),
     ("check", 0.1, 86400.0),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+from contextlib import closing
 from pathlib import Path
 
 from orinkit.errors import ConfigError
@@ -30,10 +31,10 @@ class _UnixConnection(http.client.HTTPConnection):
 def ask(settings: Settings) -> tuple[str, int]:
     """What /readyz says in one line, and the exit code: 0 ready, 1 not ready or not there."""
     try:
-        connection = _connection(settings)
-        connection.request("GET", "/readyz", headers=_headers(settings))
-        answer = connection.getresponse()
-        told = json.loads(answer.read(1 << 16))
+        with closing(_connection(settings)) as connection:
+            connection.request("GET", "/readyz", headers=_headers(settings))
+            answer = connection.getresponse()
+            told = json.loads(answer.read(1 << 16))
     except (OSError, ValueError, http.client.HTTPException):
         return "no answer", 1
     if answer.status == 401:

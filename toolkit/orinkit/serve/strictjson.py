@@ -134,9 +134,6 @@ def _check_bounds(data: Any, schema: Schema, where: str) -> None:
 def _check_object(data: dict[str, Any], schema: Schema, where: str) -> None:
     properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     prefix = f"{where}." if where else ""
-    for name in schema.get("required", ()):
-        if name not in data:
-            raise refusal(f"{prefix}{name}", "expected this field, found none")
     for name, value in data.items():
         described = properties.get(name) or next((s for p, s in patterns.items() if re.search(p, name)), None)
         if described is not None:
@@ -144,6 +141,9 @@ def _check_object(data: dict[str, Any], schema: Schema, where: str) -> None:
         elif schema.get("additionalProperties") is False:
             hint = f"; {nearest(name[:80], properties)}" if properties else ""
             raise refusal(f"{prefix}{name[:80]}", f"unknown field{hint}")
+    for name in schema.get("required", ()):
+        if name not in data:
+            raise refusal(f"{prefix}{name}", "expected this field, found none")
 
 
 def _shown(data: Any) -> str:

@@ -2,8 +2,8 @@
 """The supervisor: keeps one worker alive, hands it jobs, and answers for it when it dies.
 
     starting ─> ready ─> recovering ─> ready ...       a fault: what ran is answered, what waited is kept once
-                  └────> faulted, engine_invalid       given up: /readyz tells for a while, then the daemon ends
-                  └────> gpu_stuck                     not even SIGKILL ends the worker: no second one is started
+       or degraded └──> faulted, engine_invalid       given up: /readyz tells for a while, then the daemon ends
+                   └──> gpu_stuck                     not even SIGKILL ends the worker: no second one is started
     draining                                           nothing new; what runs may finish
 
 It never imports an engine. Between a fault and the next passed self-test no job is handed over, so none can succeed.
@@ -16,18 +16,19 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from orinkit.errors import ServiceError
 from orinkit.model import ModelSpec
 from orinkit.recipe import Shapes
-from orinkit.runtime.request import Finished, Request
+from orinkit.runtime.request import Request
 from orinkit.serve import wire
 from orinkit.serve.child import WORKER, Child, Ending
 from orinkit.serve.faults import EXIT_ARTEFACT, EXIT_FAULTED, FaultLog
 from orinkit.serve.handover import Handover
 from orinkit.serve.jobs import Desk, Job, Mailbox
-from orinkit.serve.meminfo import Memory
+from orinkit.serve.meminfo import Memory, probe
 from orinkit.serve.metrics import Metrics
 from orinkit.serve.pace import Pace
 from orinkit.serve.settings import Settings
@@ -35,6 +36,7 @@ from orinkit.serve.settings import Settings
 State = Literal[
     "starting",
     "ready",
+    "degraded",
     "recovering",
     "draining",
     "faulted",
@@ -42,6 +44,7 @@ State = Literal[
     "gpu_stuck",
     "insufficient_memory",
 ]
+SERVING: tuple[State, ...] = ("ready", "degraded")
 Log = Callable[..., None]
 TICK = 0.05
 """Seconds between two looks at the deadlines."""
@@ -70,9 +73,9 @@ class Supervisor:
         self.state: State = "starting"
         self.reason = ""
         self.desk = Desk(shapes.slots, settings.queue, settings.client_limit)
-        self.faults = FaultLog(settings.fault_limit, settings.restart, time.monotonic)
+        self.faults = FaultLog(settings.fault_limit, settings.restart, settings.restart_limit, time.monotonic)
         self.pace = Pace(settings.step)
-        self.memory = Memory(settings.meminfo)
+        self.memory = Memory(Path(settings.root))
         self.metrics = metrics
         self.child: Child | None = None
         self.heard = time.monotonic()
@@ -86,7 +89,7 @@ class Supervisor:
         self._num_jobs = 0
         self._process: Child | None = None
         """The worker from its start until it is reaped; `child` is None from its fault on."""
-        self._is_checking = False
+        self._is_checking = self._is_probed = False
         self._began = time.monotonic()
         self._loads: deque[float] = deque(maxlen=20)
         self._stop = asyncio.Event()
@@ -102,7 +105,7 @@ class Supervisor:
 
     def check_state(self) -> None:
         """Whether anything is taken now. Raises ServiceError 503."""
-        if self.state != "ready":
+        if self.state not in SERVING:
             wait = None if self.state in ("faulted", "engine_invalid", "gpu_stuck") else self.retry_after
             raise ServiceError(f"the server is {self.state}; try again later", 503, self.state, retry_after=wait)
         if self.is_low:
@@ -134,7 +137,7 @@ class Supervisor:
             job.is_abandoned = True
 
     def _hand_over(self) -> None:
-        while self.state in ("ready", "draining") and self.child is not None and (job := self.desk.take()):
+        while self.state in (*SERVING, "draining") and self.child is not None and (job := self.desk.take()):
             self.metrics.observe("vllm:request_queue_time_seconds", time.monotonic() - job.submitted)
             if len(self.desk.running) == 1:
                 self.heard = time.monotonic()
@@ -148,7 +151,8 @@ class Supervisor:
         match report:
             case wire.Stepped():
                 self.pace.add(report.seconds)
-                self._stepped(report, now)
+                if self.desk.deliver(report, self.metrics, now):
+                    self._hand_over()
             case wire.Ready():
                 self._ready(report, now)
             case wire.Checked():
@@ -157,30 +161,6 @@ class Supervisor:
                 # Before the process has ended: nothing that it said may be believed any more.
                 self._fail(report.code)
 
-    def _stepped(self, report: wire.Stepped, now: float) -> None:
-        running, metrics = self.desk.running, self.metrics
-        for token in report.tokens:
-            if job := running.get(token.request):
-                name = "time_to_first_token_seconds" if job.last is None else "time_per_output_token_seconds"
-                metrics.observe(f"vllm:{name}", now - (job.submitted if job.last is None else job.last))
-                job.last = now
-                job.tell(token)
-        for end in report.ends:
-            if job := running.pop(end.request, None):
-                self._ended(job, end, now)
-                job.tell(end)
-        if report.ends:
-            self._hand_over()
-
-    def _ended(self, job: Job, end: Finished, now: float) -> None:
-        add, timings = self.metrics.add, end.timings
-        add("vllm:prompt_tokens_total", timings.prompt_tokens)
-        add("vllm:generation_tokens_total", timings.generated_tokens)
-        add("vllm:request_success_total", finished_reason=end.reason)
-        if job.is_abandoned:
-            add("orin_wasted_tokens_total", timings.generated_tokens)
-        self.metrics.observe("vllm:e2e_request_latency_seconds", now - job.submitted)
-
     def _ready(self, report: wire.Ready, now: float) -> None:
         self._loads.append(now - self._began)
         if self.state == "recovering":
@@ -188,7 +168,7 @@ class Supervisor:
         self.pace.begin(report.seconds)
         self._is_checking = False
         if self.state != "draining":
-            self._enter("ready")
+            self._enter("degraded" if report.degraded else "ready", report.degraded or "")
         self._log("ready", seconds=now - self._began, selftest=report.seconds)
         self._hand_over()
 
@@ -245,10 +225,13 @@ class Supervisor:
             await asyncio.sleep(self.faults.next_delay)
 
     async def _memory_for_one(self) -> None:
-        while lacking := self.memory.lacks(self._need):
+        """Wait until there is room for a worker; before the first one a probe must have had it."""
+        while (lacking := self.memory.lacks(self._need)) or not (self._is_probed or await probe(self._need)):
             if self.state != "insufficient_memory":
-                self._enter("insufficient_memory", f"need {lacking['need']} bytes, have {lacking['have']}")
+                have = lacking["have"] if lacking else self.memory.figures()["MemAvailable"]
+                self._enter("insufficient_memory", f"need {self._need} bytes above the floor, have {have}")
             await asyncio.sleep(1)
+        self._is_probed = True
         if self.state == "insufficient_memory":
             self._enter("starting")
 
@@ -278,7 +261,7 @@ class Supervisor:
             job.tell(ServiceError("the deadline has passed while waiting for a slot", 504, "deadline"))
         if self.child is None:
             return
-        if self.state == "ready" and self.desk.is_empty and now - self.heard > self.settings.check:
+        if self.state in SERVING and self.desk.is_empty and now - self.heard > self.settings.check:
             self.heard, self._is_checking = now, True
             self.child.send(wire.Check())
         if now - self.heard > self.limit:
@@ -289,7 +272,7 @@ class Supervisor:
     @property
     def limit(self) -> float:
         """Seconds for which the worker may say nothing at the moment."""
-        if self.state not in ("ready", "draining"):
+        if self.state not in (*SERVING, "draining"):
             return self.settings.load
         if self._is_checking or self.desk.running:
             return self.pace.limit(self._is_checking or any(job.last is None for job in self.desk.running.values()))

@@ -4,7 +4,7 @@
     to the worker      ["submit", id, request]    a request is to be served; its fields as in `Request`
                        ["cancel", id]             it is no longer wanted
                        ["check"]                  run the golden self-test beside whatever is running
-    to the supervisor  ["ready", seconds]         the golden self-test has passed in this time
+    to the supervisor  ["ready", seconds, degraded]   the self-test has passed in this time; why steps are slow
                        ["stepped", seconds, tokens, ends]   one engine step, what it brought
                        ["checked"]                the self-test asked for has passed
                        ["fault", code, message, exit]       the worker is about to leave with this exit code
@@ -21,7 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
-from orinkit.errors import EngineError, OrinError, RequestError
+from orinkit.errors import EngineError, NumericError, OrinError, RequestError
+from orinkit.runtime.grammar import Grammar
 from orinkit.runtime.request import Finished, Reason, Request, Timings, Token
 from orinkit.runtime.sampling import Sampling
 
@@ -51,6 +52,8 @@ class Check:
 class Ready:
     seconds: float
     """Time of the self-test."""
+    degraded: str | None = None
+    """Why steps run slower than they should."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def decode_report(payload: bytes) -> Report:
     match _array(payload):
         case ["stepped", seconds, list(tokens), list(ends)]:
             return Stepped(_number(seconds, 0), tuple(map(_token, tokens)), tuple(map(_end, ends)))
-        case ["ready", seconds]:
-            return Ready(_number(seconds, 0))
+        case ["ready", seconds, degraded]:
+            return Ready(_number(seconds, 0), None if degraded is None else _text(degraded))
         case ["checked"]:
             return Checked()
         case ["fault", code, message, (70 | 75 | 78) as exit_]:
@@ -134,7 +137,7 @@ def decode_report(payload: bytes) -> Report:
 def _plain(frame: Order | Report) -> list[Any]:
     match frame:
         case Stepped():
-            tokens = [[token.request, token.token, token.logprob, token.text] for token in frame.tokens]
+            tokens = [[token.request, token.token, token.logprob, token.text, token.top] for token in frame.tokens]
             ends = [
                 [end.request, end.reason, end.text, list(asdict(end.timings).values()), _told(end.error)]
                 for end in frame.ends
@@ -145,7 +148,7 @@ def _plain(frame: Order | Report) -> list[Any]:
         case Cancel():
             return ["cancel", frame.id]
         case Ready():
-            return ["ready", frame.seconds]
+            return ["ready", frame.seconds, frame.degraded]
         case Fault():
             return ["fault", frame.code, frame.message[:2000], frame.exit]
     return ["check" if isinstance(frame, Check) else "checked"]
@@ -171,19 +174,28 @@ def _request(data: Mapping[str, Any]) -> Request:
         sampling = dict(data["sampling"])
         sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
         listed = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        return Request(**{**data, **listed, "sampling": Sampling(**sampling)})
+        grammar = None if data["grammar"] is None else Grammar(**data["grammar"])
+        return Request(**{**data, **listed, "sampling": Sampling(**sampling), "grammar": grammar})
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise EngineError(f"frame: expected the fields of a request, found: {str(error)[:200]}") from None
 
 
 def _token(data: Any) -> Token:
     match data:
-        case [request, token, logprob, text]:
-            return Token(_whole(request), _whole(token), _number(logprob, -math.inf), _text(text))
+        case [request, token, logprob, text, list(top)]:
+            others = tuple(map(_scored, top))
+            return Token(_whole(request), _whole(token), _number(logprob, -math.inf), _text(text), others)
     raise EngineError("frame: expected a token, found something else")
 
 
-_ERRORS: dict[str, type[OrinError]] = {"RequestError": RequestError, "EngineError": EngineError}
+def _scored(data: Any) -> tuple[int, float]:
+    match data:
+        case [token, logprob]:
+            return _whole(token), _number(logprob, -math.inf)
+    raise EngineError("frame: expected a token and its log-probability, found something else")
+
+
+_ERRORS: dict[str, type[OrinError]] = {"RequestError": RequestError, "NumericError": NumericError}
 _REASONS = get_args(Reason)
 
 

@@ -98,7 +98,7 @@ def _serve(handover: Handover, line: Line) -> NoReturn:
         handover.bundle, keys=None if handover.keys is None else load_keys(handover.keys), supported=VERSIONS
     )
     begin, scheduler = _loaded(bundle, handover.engine)
-    line.send(wire.Ready(time.monotonic() - begin))
+    line.send(wire.Ready(time.monotonic() - begin, scheduler.degraded))
     Loop(scheduler, bundle.manifest.golden, line).run()
 
 

@@ -26,12 +26,14 @@ SETTINGS: dict[str, Any] = json.loads(os.environ.get("TENSORRT_STANDIN", "{}"))
 
 cudaStreamNonBlocking = 1
 cudaHostAllocDefault = 0
+cudaEventDisableTiming = 2
 
 
 class cudaError_t(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
@@ -48,6 +50,8 @@ class cudaStreamCaptureMode(enum.IntEnum):
 
 
 class cudaDeviceAttr(enum.IntEnum):
+    cudaDevAttrMultiProcessorCount = 16
+    cudaDevAttrIntegrated = 18
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
 
@@ -80,6 +84,11 @@ class Device:
     graphs: dict[int, tuple[Work, ...]] = field(default_factory=dict)
     sticky: cudaError_t | None = None
     num_launches: int = 0
+    num_events: int = 0
+
+    def reset(self) -> None:
+        """As in a new process."""
+        self.memory, self.streams, self.graphs, self.sticky = {}, {}, {}, None
 
     def allocate(self, nbytes: int) -> int:
         raw = np.full(nbytes + ALIGNMENT, 0xFF, np.uint8)
@@ -130,8 +139,13 @@ def cudaSetDevice(device: int) -> Result:
 
 def cudaDeviceGetAttribute(attribute: cudaDeviceAttr, device: int) -> tuple[cudaError_t, int]:
     sm = int(SETTINGS.get("sm", 87))
-    is_major = attribute == cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor
-    return _status(), sm // 10 if is_major else sm % 10
+    values = {
+        cudaDeviceAttr.cudaDevAttrMultiProcessorCount: 16,
+        cudaDeviceAttr.cudaDevAttrIntegrated: 1,
+        cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: sm // 10,
+        cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor: sm % 10,
+    }
+    return _status(), values[attribute]
 
 
 def cudaDriverGetVersion() -> tuple[cudaError_t, int]:
@@ -175,6 +189,27 @@ def cudaStreamSynchronize(stream: int) -> Result:
         DEVICE.streams[stream].is_invalid = True
         return (cudaError_t.cudaErrorStreamCaptureUnsupported,)
     return (_status(),)
+
+
+def cudaStreamQuery(stream: int) -> Result:
+    return (_status(),)
+
+
+def cudaEventCreateWithFlags(flags: int) -> tuple[cudaError_t, int]:
+    DEVICE.num_events += 1
+    return _status(), DEVICE.num_events
+
+
+def cudaEventRecord(event: int, stream: int) -> Result:
+    return (DEVICE.enqueue(stream, lambda: None),)
+
+
+def cudaEventSynchronize(event: int) -> Result:
+    return (_status(),)
+
+
+def cudaMemGetInfo() -> tuple[cudaError_t, int, int]:
+    return _status(), 60 << 30, 64 << 30
 
 
 def cudaMemsetAsync(address: int, value: int, nbytes: int, stream: int) -> Result:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+import standin
+from orinkit.cli import main
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["build", *map(str, arguments)])
+
+
+def test_a_plan_is_built_and_then_up_to_date(demo_bundle: Path, tmp_path: Path) -> None:
+    standin.board_bundle(demo_bundle, tmp_path / "demo")
+    with standin.installed():
+        first, second = run(tmp_path / "demo"), run(tmp_path / "demo")
+    assert "build:   0 %, Building Engine\n" in first.stderr
+    assert "build: 100 %, Building Engine\n" in first.stderr
+    assert f"MB, TensorRT {standin.VERSION}, CUDA 12.6, compute capability 8.7\n" in first.stdout
+    assert ": built in " in first.stdout
+    assert ": up to date, " in second.stdout
+    assert (first.exit_code, second.exit_code, second.stderr) == (0, 0, "")
+
+
+def test_a_refusal_is_one_line_and_an_exit_code(demo_bundle: Path, tmp_path: Path) -> None:
+    done = run(demo_bundle)
+    assert (done.exit_code, done.stdout) == (78, "")
+    assert done.stderr.startswith("error: expected a bundle for a board with TensorRT, found one for host;")
+    standin.board_bundle(demo_bundle, tmp_path / "demo")
+    with standin.installed(build="killed"):
+        done = run(tmp_path / "demo")
+    assert done.exit_code == 75
+    assert done.stderr.splitlines()[-1].startswith("error: the build was killed by SIGKILL")
+
+
+def test_options_out_of_range(demo_bundle: Path) -> None:
+    done = run(demo_bundle, "--optimization-level", "9")
+    assert (done.exit_code, done.stderr) == (78, "error: optimization_level: expected 0 to 5, found 9\n")
