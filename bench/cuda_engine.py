@@ -4,8 +4,9 @@
     python bench/cuda_engine.py BUNDLE KERNELS [--depths 10 2048 8000] [--batches 1 8] [--prompts 512 2048] [--out FILE]
 
 BUNDLE needs manifest.json and model.onnx only: weights are random bytes of the sizes that the graph asks for. Decode is
-one captured step without sampling, launched again and again with the host waiting only at the end. Time by op is that
-of the launches of one kind, captured one behind another over all layers, so that weights come from memory.
+what serving does: the captured step with sampling and ring, launched ahead by the pipeline; host time is the processor
+time of the thread that drives it. Time by op is that of the launches of one kind, captured one behind another over all
+layers, so that weights come from memory.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from typing import Any
 import numpy as np
 
 from orinkit.bundle.manifest import decode
-from orinkit.engines.base import Profile, StepInputs
+from orinkit.engines.base import Chosen, Limits, Pipeline, Profile, Seat, StepInputs
 from orinkit.engines.cuda import CudaContext, CudaEngine
 from orinkit.engines.launches import StepShape
 from orinkit.engines.program import Program, read_program
+from orinkit.runtime.sampling import Sampling, settings_of
 
 CAPACITY = 8192
+WARM, STEPS = 30, 300
+LIMITS = Limits(biases=300, stops=32, logprobs=20, run_ahead=2)
 
 
 def random_weights(program: Program, path: Path) -> None:
@@ -88,9 +92,8 @@ def by_op(engine: CudaEngine, context: CudaContext, shape: StepShape) -> dict[st
     return found
 
 
-def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures; prints them as they come."""
-    record: dict[str, Any] = {"prefill": {}, "decode": {}, "by_op": {}}
+def measure_steps(engine: CudaEngine, program: Program, args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """Prefill, and time by op; what is allocated for it is free again afterwards."""
     most = max(args.prompts)
     caches = engine.caches(max(args.batches), CAPACITY, most)
     prefill: Any = engine.context(Profile("prefill", most, 1), caches)
@@ -103,15 +106,55 @@ def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> d
     record["by_op"][f"prefill {most}"] = by_op(engine, prefill, StepShape(most, 1, 1, most, most))
     for batch in args.batches:
         context: Any = engine.context(Profile("decode", batch, batch), caches)
-        shape = StepShape(batch, batch, batch, 1, CAPACITY)
+        record["by_op"][f"decode {batch}"] = by_op(engine, context, StepShape(batch, batch, batch, 1, CAPACITY))
+
+
+def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures; prints them as they come."""
+    record: dict[str, Any] = {"prefill": {}, "decode": {}, "by_op": {}}
+    measure_steps(engine, program, args, record)
+    most = max(args.prompts)
+    capacity = max(args.depths) + 2 * STEPS
+    pipeline = engine.pipeline(max(args.batches), capacity, min(most, capacity), LIMITS)
+    allocations = engine.gpu.num_allocations
+    for batch in args.batches:
         for depth in args.depths:
-            context.run(step(program.vocab, [1] * batch, depth))
-            us = microseconds(engine, lambda: context.step.enqueue(shape), 200)  # noqa: B023
-            found = {"us": round(us, 1), "tokens_per_second": round(batch / us * 1e6)}
-            record["decode"][f"batch {batch}, depth {depth}"] = found
-            print("decode", batch, depth, found, flush=True)
-        record["by_op"][f"decode {batch}"] = by_op(engine, context, shape)
+            record["decode"][f"batch {batch}, depth {depth}"] = decoded(pipeline, program.vocab, batch, depth, most)
+            print("decode", batch, depth, record["decode"][f"batch {batch}, depth {depth}"], flush=True)
+    record["allocations_while_serving"] = engine.gpu.num_allocations - allocations
     return record
+
+
+def decoded(pipeline: Pipeline, vocab: int, batch: int, depth: int, chunk: int) -> dict[str, float]:
+    """Greedy decode of `batch` sequences behind prompts of `depth` tokens."""
+    slots, rng = range(batch), np.random.default_rng(depth)
+    for slot in slots:
+        ids = rng.integers(0, vocab, depth)
+        pipeline.seat(slot, Seat(tuple(ids.tolist()), settings_of(Sampling()), {}, (), depth + 2 * STEPS))
+        for start in range(0, depth, chunk):
+            end = min(depth, start + chunk)
+            rows = np.array([end - start - 1 if end == depth else -1], np.int32)
+            edges = np.array([0, end - start], np.int32)
+            past, place = np.array([start], np.int32), np.array([slot], np.int32)
+            pipeline.prefill(StepInputs(ids[start:end].astype(np.int32), edges, past, place, rows))
+            pipeline.collect(pipeline.run_ahead)
+    done: list[tuple[Chosen, ...]] = []
+    for index in range(WARM + STEPS):
+        if index == WARM:
+            pipeline.collect(0)
+            start_s, start_cpu_s = time.perf_counter(), time.thread_time()
+        pipeline.decode(slots, depth + 1 + index)
+        done += pipeline.collect(pipeline.run_ahead)
+    done += pipeline.collect(0)
+    us, host_us = (
+        (end - start) / STEPS * 1e6
+        for end, start in ((time.perf_counter(), start_s), (time.thread_time(), start_cpu_s))
+    )
+    for slot in slots:
+        pipeline.leave(slot)
+    if any(len(step) != batch or None in [chosen.token for chosen in step] for step in done[-STEPS:]):
+        raise SystemExit(f"batch {batch}, depth {depth}: some steps chose no token, so their time says nothing")
+    return {"us": round(us, 1), "tokens_per_second": round(batch / us * 1e6), "host_us": round(host_us, 1)}
 
 
 def main() -> None:
@@ -119,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
     parser.add_argument("kernels", type=Path)
-    parser.add_argument("--depths", type=int, nargs="+", default=[10, 2048, 8000])
+    parser.add_argument("--depths", type=int, nargs="+", default=[10, 2048, 16384])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 2048])
     parser.add_argument("--out", type=Path)

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import outliers
 import published_awq
 from numpy.typing import NDArray
 
@@ -31,28 +33,15 @@ from orinkit_export import plan as plans
 from orinkit_export import prepare, quantise, rounding, store, texts
 from orinkit_export.calibrate import LayerRunner, Statistics
 from orinkit_export.evaluate import STEP, Comparison, Quality, summary
-from orinkit_export.folds import Arrays, folds
+from orinkit_export.folds import Arrays
 from orinkit_export.plan import Plan
 from orinkit_export.weights import Weight
 
 Float32 = NDArray[np.float32]
 
 GROUP_SIZE = published_awq.GROUP_SIZE
-SYMMETRIC_BITS = 4 + 16 / GROUP_SIZE
 SEARCHED = 8
 """Calibration sequences that published AWQ runs for each of its candidates."""
-SHARE, LEAST, MOST = 0.02, 8.0, 64.0
-"""Share of channels that become outliers, and by what factors."""
-
-
-@dataclass(frozen=True)
-class Made(Plan):
-    """A plan whose weights are in memory."""
-
-    weights: tuple[Weight, ...] = ()
-
-    def stored(self) -> list[Weight]:
-        return list(self.weights)
 
 
 def planned(checkpoint: Path, sequences: int, tokens: int) -> Plan:
@@ -66,33 +55,9 @@ def planned(checkpoint: Path, sequences: int, tokens: int) -> Plan:
     return replace(found, recipe=replace(found.recipe, calibration=calibration))
 
 
-def with_outliers(plan: Plan, seed: int = 0) -> Plan:
-    """The same function with a few large channels wherever a fold is possible."""
-    rng = np.random.default_rng(seed)
-    weights = {weight.name: weight for weight in plan.stored()}
-    for index, layer in enumerate(plan.spec.layers):
-        prefix = f"layers.{index}."
-        arrays = {name.removeprefix(prefix): _read(w) for name, w in weights.items() if name.startswith(prefix)}
-        for fold in folds(layer, plan.spec.hidden):
-            factors = np.ones(fold.width, np.float32)
-            chosen = rng.choice(fold.width, max(2, round(SHARE * fold.width)), replace=False)
-            factors[chosen] = np.exp(rng.uniform(np.log(LEAST), np.log(MOST), len(chosen)))
-            fold.apply(arrays, np.float32(1) / factors)
-        weights |= {prefix + name: _in_memory(weights[prefix + name], array) for name, array in arrays.items()}
-    return Made(**vars(plan), weights=tuple(weights.values()))
-
-
-def _in_memory(weight: Weight, array: Float32) -> Weight:
-    return replace(weight, blocks=lambda: iter([array]))
-
-
-def _read(weight: Weight) -> Float32:
-    return np.concatenate(list(weight.blocks()))
-
-
 def floats(plan: Plan) -> Arrays:
     """All weights of the float model by name."""
-    return {weight.name: _read(weight) for weight in plan.stored()}
+    return {weight.name: outliers.read(weight) for weight in plan.stored()}
 
 
 def is_quantised(plan: Plan) -> Callable[[Weight], bool]:
@@ -111,14 +76,13 @@ def plain(plan: Plan) -> Arrays:
     return arrays
 
 
-def ours(plan: Plan, **settings: Any) -> Arrays:
+def ours(plan: Plan) -> Arrays:
     """As `orin-export build` stores it."""
-    chosen = replace(plan, recipe=replace(plan.recipe, quantise=replace(plan.recipe.quantise, **settings)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with store.TensorWriter(folder) as writer:
-            for weight, gram in prepare.weights(chosen, folder):
-                quantise.store(writer, weight, chosen.recipe, gram)
+            for weight, gram in prepare.weights(plan, folder):
+                quantise.store(writer, weight, plan.recipe, gram)
         entries, data = store.read_index(folder), np.memmap(folder / store.DATA, np.uint8, "r")
 
         def tensor(name: str) -> NDArray[Any]:
@@ -158,12 +122,35 @@ def published(plan: Plan) -> Arrays:
     return arrays
 
 
-def ways(plan: Plan) -> Iterator[tuple[str, float, Callable[[], Arrays]]]:
-    """Names, bits per quantised weight, and what makes the weights."""
-    yield "absmax / 7, nearest", SYMMETRIC_BITS, lambda: plain(plan)
-    yield "AWQ as published", published_awq.BITS, lambda: published(plan)
-    for method in ("rtn", "awq", "gptq", "awq+gptq"):
-        yield method, SYMMETRIC_BITS, lambda method=method: ours(plan, method=method)  # type: ignore[misc]
+def with_settings(plan: Plan, **settings: Any) -> Plan:
+    """The same model quantised otherwise."""
+    return replace(plan, recipe=replace(plan.recipe, quantise=replace(plan.recipe.quantise, **settings)))
+
+
+def bits(plan: Plan) -> float:
+    """Per weight of all matrices that the default recipe quantises."""
+    matrices = [weight for weight in plan.stored() if weight.role == "head" or _in_layer(weight)]
+    stored = sum(quantise.stored_bytes(weight, plan.recipe) for weight in matrices)
+    return 8 * stored / sum(math.prod(weight.shape) for weight in matrices)
+
+
+def _in_layer(weight: Weight) -> bool:
+    return weight.name.split(".", 2)[-1] in prepare.POINTS
+
+
+def ways(plan: Plan, formats: bool) -> Iterator[tuple[str, float, Callable[[], Arrays]]]:
+    """Names, bits per weight of the quantised matrices, and what makes the weights."""
+    chosen: dict[str, dict[str, Any]] = {name: {"method": name} for name in ("rtn", "awq", "gptq", "awq+gptq")}
+    if formats:
+        chosen = {"awq+gptq": {}} | {f"groups of {size}": {"group_size": size} for size in (64, 32)}
+        chosen |= {f"head {name}": {"head": name} for name in ("int8", "float16")}
+        chosen |= {f"gated_delta {name}": {"gated_delta": name} for name in ("int8", "float16")}
+    else:
+        yield "absmax / 7, nearest", bits(plan), lambda: plain(plan)
+        yield "AWQ as published", published_awq.BITS, lambda: published(plan)
+    for name, settings in chosen.items():
+        other = with_settings(plan, **settings)
+        yield name, bits(other), lambda other=other: ours(other)  # type: ignore[misc]
 
 
 def rows_of(plan: Plan, arrays: Arrays, ids: NDArray[np.int32]) -> Float32:
@@ -231,7 +218,7 @@ def table(record: dict[str, Any]) -> str:
 
 def measure(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
     """The record of one model."""
-    chosen = with_outliers(plan) if arguments.outliers else plan
+    chosen = outliers.injected(plan) if arguments.outliers else plan
     compared = Texts(plan, floats(plan), read_texts(plan, arguments.text, arguments.sequences, 512))
     record: dict[str, Any] = {
         "model": arguments.checkpoint.name + (" with outlier channels" if arguments.outliers else ""),
@@ -241,7 +228,7 @@ def measure(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
         "float": {name: _numbers(found) for name, found in compared.compare(floats(chosen)).items()},
         "ways": [],
     }
-    for way, bits, make in ways(chosen):
+    for way, bits, make in ways(chosen, arguments.formats):
         started, spent = time.perf_counter(), time.process_time()
         arrays = make()
         seconds = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - spent}
@@ -262,11 +249,14 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", action="append", required=True)
     parser.add_argument("--sequences", type=int, default=24, help="of 512 tokens of each text (default %(default)s)")
-    parser.add_argument("--outliers", action="store_true")
+    parser.add_argument(
+        "--calibration", type=int, default=Calibration().sequences, help="sequences (default %(default)s)"
+    )
+    parser.add_argument("--outliers", action="store_true", help="in a copy with outlier channels")
+    parser.add_argument("--formats", action="store_true", help="the default method in other formats instead")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    defaults = Calibration()
-    record = measure(planned(arguments.checkpoint, defaults.sequences, defaults.tokens), arguments)
+    record = measure(planned(arguments.checkpoint, arguments.calibration, Calibration().tokens), arguments)
     print(table(record))
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -60,11 +60,12 @@ Config = dict[str, Any]
 Layout = dict[str, tuple[int, ...]]
 
 
-def model_config(shape: str) -> Config:
-    """config.json of the named shape, without token ids."""
-    if shape in QWEN3_5:
-        return _qwen3_5(*QWEN3_5[shape])
-    return _qwen3(*QWEN3[shape]) if shape in QWEN3 else _llama(*LLAMA[shape])
+def model_config(shape: str, layers: int | None = None) -> Config:
+    """config.json of the named shape, without token ids; with `layers`, cut off behind so many."""
+    sizes: dict[str, Any] = {**QWEN3_5, **QWEN3, **LLAMA}
+    make: Any = _qwen3_5 if shape in QWEN3_5 else _qwen3 if shape in QWEN3 else _llama
+    hidden, count, *others = sizes[shape]
+    return dict(make(hidden, layers or count, *others))
 
 
 def _dense(hidden: int, layers: int, intermediate: int, heads: int, kv_heads: int, tied: bool) -> Config:
@@ -284,12 +285,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a checkpoint with true shapes and random weights.")
     parser.add_argument("--shape", required=True, choices=SHAPES)
     parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    parser.add_argument("--layers", type=int, help="only so many layers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shard-mib", type=int, default=2048, help="largest shard, in MiB (default %(default)s)")
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"--out: expected a folder that does not exist, found {arguments.out}; give another or remove it")
-    write_checkpoint(arguments.out, model_config(arguments.shape), arguments.seed, arguments.shard_mib << 20)
+    config = model_config(arguments.shape, arguments.layers)
+    write_checkpoint(arguments.out, config, arguments.seed, arguments.shard_mib << 20)
 
 
 if __name__ == "__main__":

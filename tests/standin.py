@@ -15,7 +15,8 @@ from typing import Any
 
 from orinkit import bundle, target
 from orinkit.bundle import Bundle
-from orinkit.bundle.manifest import MANIFEST, PLUGINS, decode
+from orinkit.bundle.manifest import KERNELS, MANIFEST, PLUGINS, decode
+from orinkit.engines import open_engine
 from orinkit.ops import DOMAIN, VERSIONS
 from orinkit.recipe import Shapes
 from orinkit.target import Target
@@ -90,7 +91,12 @@ def plugin_library(creators: dict[str, str] = VERSIONS, extra: bytes = b"") -> b
 
 
 def board_bundle(
-    source: Path, folder: Path, wanted: Target | None = None, library: bytes | None = None, shapes: Shapes | None = None
+    source: Path,
+    folder: Path,
+    wanted: Target | None = None,
+    library: bytes | None = None,
+    shapes: Shapes | None = None,
+    has_kernels: bool = False,
 ) -> Bundle:
     """A copy of the bundle `source` as if it had been exported for `wanted`, with plugins for the stand-in."""
     shutil.copytree(source, folder)
@@ -98,18 +104,38 @@ def board_bundle(
     (folder / MANIFEST).unlink()
     (folder / PLUGINS).parent.mkdir(exist_ok=True)
     (folder / PLUGINS).write_bytes(plugin_library() if library is None else library)
+    if has_kernels:
+        (folder / KERNELS).write_bytes(b"\x7fELF: host_kernels.py stands for it")
     recipe = replace(manifest.recipe, shapes=shapes or manifest.recipe.shapes)
     bundle.write(folder, replace(manifest, target=wanted or this_target(), recipe=recipe, files=()))
     return Bundle.open(folder, keys=None, supported=VERSIONS)
 
 
 def built_bundle(
-    source: Path, folder: Path, shapes: Shapes | None = None, wanted: Target | None = None, **options: int
+    source: Path,
+    folder: Path,
+    shapes: Shapes | None = None,
+    wanted: Target | None = None,
+    has_kernels: bool = False,
+    **options: int,
 ) -> Bundle:
     """A bundle for the stand-in with its plan; only while the stand-in is installed."""
     from orinkit.device.build import build
     from orinkit.engines.plans import BuildOptions
 
-    made = board_bundle(source, folder, wanted, shapes=shapes)
+    made = board_bundle(source, folder, wanted, shapes=shapes, has_kernels=has_kernels)
     build(made, BuildOptions(**options))
     return made
+
+
+def device() -> Any:
+    """The device of the stand-in that is installed now."""
+    from cuda.bindings import runtime
+
+    return runtime.DEVICE
+
+
+def opened(bundle: Bundle) -> Any:
+    """The engine of a bundle with a plan, on a fresh device, because a fault ends one."""
+    device().reset()
+    return open_engine("tensorrt", bundle.graph, bundle.manifest.model)

@@ -39,7 +39,7 @@ def uses(path: Path) -> Uses:
 
 
 def test_modules_and_releases_are_found() -> None:
-    assert [path.stem for path in MODULES] == ["builder", "trt", "trt_library", "trt_plan"]
+    assert [path.stem for path in MODULES] == ["builder", "trt", "trt_library", "trt_plan", "trt_step"]
     assert [release.version for release in RELEASES] == ["10.13", "10.16", "10.3", "11.0", "11.4"]
     assert sum(len(uses(path).found) for path in MODULES) > 60
 

@@ -209,10 +209,10 @@ def _order(importance: NDArray[np.float32], group_size: int) -> NDArray[np.intp]
 def _inverse_factor(damped: Float32) -> Float32:
     """U, upper triangular, with H^-1 = U^T U. Damped channel by channel, H is positive definite but for channels that
     have no input: they get 1 on the diagonal, and spread nothing."""
-    power = np.diag(damped)
-    definite = damped + np.diag((power == 0).astype(np.float32))
     # H = R R^T with R upper triangular is the factorisation of the reversed order, and U is the inverse of R.
-    factor = np.ascontiguousarray(np.linalg.cholesky(definite[::-1, ::-1])[::-1, ::-1])
+    definite = damped[::-1, ::-1].copy()
+    definite[np.diag_indices_from(definite)] += np.diag(definite) == 0
+    factor = np.ascontiguousarray(np.linalg.cholesky(definite)[::-1, ::-1])
     _invert(factor)
     return factor
 

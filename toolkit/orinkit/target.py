@@ -46,7 +46,7 @@ class Gpu:
     """Memory in GiB that Linux sees; without it: 92 % of what is installed."""
     clock_mhz: int | None = None
     """Clock of the GPU in the fastest power mode; without it no prefill speed is predicted."""
-    launch_us: float = 4.0
+    launch_us: float = 6.0
     """Microseconds that each kernel of a captured step costs beside what it reads; not measured on a board."""
 
     def validate(self) -> None:

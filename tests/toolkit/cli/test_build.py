@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 
+import programs
 import standin
 from orinkit.cli import main
+
+
+ENGINES = ("tensorrt", "onnxruntime")
 
 
 def run(*arguments: str | Path) -> Result:
@@ -34,6 +39,22 @@ def test_a_refusal_is_one_line_and_an_exit_code(demo_bundle: Path, tmp_path: Pat
         done = run(tmp_path / "demo")
     assert done.exit_code == 75
     assert done.stderr.splitlines()[-1].startswith("error: the build was killed by SIGKILL")
+
+
+def test_as_a_user_runs_it(demo_bundle: Path, tmp_path: Path) -> None:
+    """Real processes, one after another: build, self-test, and the same text as with ONNX Runtime."""
+    bundle = standin.board_bundle(demo_bundle, tmp_path / "demo").folder
+
+    def orin(*arguments: str | Path) -> str:
+        command = programs.command("orin-run", *arguments)
+        done = subprocess.run(command, env=standin.environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "built in" in orin("build", bundle)
+    assert orin("selftest", bundle, "--engine", "tensorrt").endswith("engine tensorrt\n")
+    first, second = (orin("generate", bundle, "ROMEO:", "--max-tokens", "12", "--engine", e) for e in ENGINES)
+    assert first == second
 
 
 def test_options_out_of_range(demo_bundle: Path) -> None:

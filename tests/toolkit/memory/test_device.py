@@ -11,7 +11,7 @@ import pytest
 from orinkit.engines.base import Profile, Seat
 from orinkit.memory.needs import memory_plan
 from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec, Rope
-from orinkit.runtime.sampling import Sampling
+from orinkit.runtime.sampling import Sampling, settings_of
 from toolkit.memory import graphs
 from toolkit.memory.models import recipe
 
@@ -46,7 +46,7 @@ def test_the_plan_is_what_the_device_gives(embedding: str, tmp_path: Path, runti
     from orinkit.engines.gpu import Gpu
     from orinkit.engines.kernels import KernelLibrary
     from orinkit.runtime.batch import Batch, Row
-    from orinkit.runtime.pipeline import open_pipeline, settings_of
+    from orinkit.runtime.pipeline import open_pipeline
 
     how = recipe({"capacity": 8192, "slots": 4, "chunk": 512}, embedding=embedding)
     path = graphs.write(tmp_path, QWEN, how)

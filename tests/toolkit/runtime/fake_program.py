@@ -20,14 +20,19 @@ from toolkit.runtime.tiny_tokenizer import TEMPLATE, byte_level
 
 
 def make_bundle(
-    folder: Path, cases: Sequence[GoldenCase] = (), capacity: int = 256, vocab: int = SPEC.vocab, slots: int = 2
+    folder: Path,
+    cases: Sequence[GoldenCase] = (),
+    capacity: int = 256,
+    vocab: int = SPEC.vocab,
+    slots: int = 2,
+    template: str = TEMPLATE,
 ) -> Path:
     """Write a bundle whose graph is nothing, for the fake engine needs none."""
     files = {
         "model.onnx": b"",
         "model.data": b"",
         "tokenizer/tokenizer.json": byte_level().to_str().encode(),
-        "tokenizer/chat_template.jinja": TEMPLATE.encode(),
+        "tokenizer/chat_template.jinja": template.encode(),
     }
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

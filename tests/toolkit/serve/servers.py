@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from orinkit.serve import daemon
 from orinkit.serve.settings import resolve
 from toolkit.runtime.fake_program import make_bundle
 from toolkit.runtime.serving import TOKENIZER, run, scheduler, tokens_of
+from toolkit.runtime.tiny_tokenizer import TEMPLATE
 
 CAPACITY = 512
 SLOTS = 4
@@ -43,9 +44,10 @@ def golden_case(prompt: str, num_tokens: int) -> GoldenCase:
     return GoldenCase(prompt, ids, continuation(ids, num_tokens), 0.1)
 
 
-def fake_bundle(folder: Path) -> Path:
+def fake_bundle(folder: Path, template: str = TEMPLATE) -> Path:
     """A bundle for the fake engine, with golden prompts."""
-    return make_bundle(folder, [golden_case("ROMEO:", 8), golden_case("To be", 5)], CAPACITY, slots=SLOTS)
+    cases = [golden_case("ROMEO:", 8), golden_case("To be", 5)]
+    return make_bundle(folder, cases, CAPACITY, slots=SLOTS, template=template)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Server:
         body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 8, **fields}
         return self.request("POST", "/v1/completions", body)
 
-    def stream(self, prompt: Any = "ROMEO:", **fields: Any) -> Iterator[str]:
+    def stream(self, prompt: Any = "ROMEO:", **fields: Any) -> Generator[str, None, None]:
         """The data of the events, as they come."""
         body = {"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 8, "stream": True, **fields}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)

@@ -3,13 +3,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
+from orinkit.bundle import write
+from orinkit.bundle.manifest import MANIFEST, decode
 from toolkit.serve.servers import MODEL, Server
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Tom has 3 apples."}]
@@ -77,6 +85,97 @@ def test_a_completion_and_the_list_of_models(client: openai.OpenAI) -> None:
     assert client.models.retrieve(MODEL).id == MODEL
     done = client.completions.create(model=MODEL, prompt="ROMEO:", max_tokens=8, temperature=0)
     assert done.choices[0].text
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["Tom", "Ann"]}, "apples": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "apples"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_keeps_to_a_json_schema(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_tokens=64,
+        response_format={"type": "json_schema", "json_schema": {"name": "count", "schema": SCHEMA, "strict": True}},
+    )
+    jsonschema.validate(json.loads(done.choices[0].message.content or ""), SCHEMA)
+    assert done.choices[0].finish_reason == "stop"
+
+
+def test_an_answer_keeps_to_a_regular_expression(client: openai.OpenAI) -> None:
+    done = client.completions.create(
+        model=MODEL, prompt="x", extra_body={"response_format": {"type": "regex", "regex": "[a-c]{3}-[0-9]"}}
+    )
+    assert re.fullmatch("[a-c]{3}-[0-9]", done.choices[0].text)
+
+
+@pytest.mark.parametrize("regex", ["(", "[", "a{2,1}"])
+def test_a30_a_wrong_grammar_is_refused(client: openai.OpenAI, regex: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(
+            model=MODEL, prompt="x", extra_body={"response_format": {"type": "regex", "regex": regex}}
+        )
+    assert refused.value.param == "response_format"
+
+
+def test_a_model_without_tools_says_so(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, tools=TOOLS)
+    assert refused.value.param == "tools"
+
+
+@pytest.fixture(scope="module")
+def tooled(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """The demo model with a chat template that has a place for tools."""
+    folder = tmp_path_factory.mktemp("tooled") / "bundle"
+    shutil.copytree(demo_bundle, folder)
+    template = folder / "tokenizer/chat_template.jinja"
+    template.write_text(TOOL_LINES + template.read_text())
+    manifest = decode((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).unlink()
+    write(folder, replace(manifest, files=()))
+    server = Server(folder, engine="onnxruntime", name=MODEL)
+    server.wait_ready()
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as made:
+        yield made
+    assert server.stop() == 0
+
+
+TOOL_LINES = """{%- if tools %}{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}Call one by <tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>
+{% endif %}"""
+TOOLS: list[openai.types.chat.ChatCompletionToolParam] = [
+    {"type": "function", "function": {"name": "count", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "additionalProperties": False}}},
+]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_tool_that_must_be_called_is(tooled: openai.OpenAI, is_stream: bool) -> None:
+    settings: Any = {"model": MODEL, "messages": MESSAGES, "tools": TOOLS, "max_tokens": 96}
+    settings["tool_choice"] = {"type": "function", "function": {"name": "count"}}
+    if is_stream:
+        pieces = [piece.choices[0] for piece in tooled.chat.completions.create(**settings, stream=True)]
+        call, reason = pieces[-1].delta.tool_calls[0], pieces[-1].finish_reason
+    else:
+        choice = tooled.chat.completions.create(**settings).choices[0]
+        call, reason = choice.message.tool_calls[0], choice.finish_reason
+    assert (call.function.name, reason) == ("count", "tool_calls")
+    jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+
+
+def test_the_answer_of_a_tool_goes_back_to_the_model(tooled: openai.OpenAI) -> None:
+    call: Any = {"id": "c1", "type": "function", "function": {"name": "count", "arguments": "{}"}}
+    messages: Any = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}]
+    messages.append({"role": "tool", "tool_call_id": "c1", "content": "3"})
+    done = tooled.chat.completions.create(model=MODEL, messages=messages, tools=TOOLS, max_tokens=8)
+    assert done.choices[0].finish_reason in ("stop", "length")
 
 
 def test_errors_are_those_of_the_client(client: openai.OpenAI, demo: Server) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from toolkit.runtime.serving import SPEC, TOKENIZER
-from toolkit.serve.servers import CAPACITY, MODEL, SLOTS, Reply, Server, continuation, wait_for
+from toolkit.serve.servers import CAPACITY, MODEL, SLOTS, Reply, Server, continuation, fake_bundle, wait_for
 
 Start = Callable[..., Server]
 BIG = (-1, SPEC.vocab, 2**31, 2**63, 2**64)
@@ -208,3 +208,24 @@ def test_logprobs_are_told_as_asked(server: Server) -> None:
     assert [sorted(entry) for entry in chat["logprobs"]["content"]] == [
         ["bytes", "logprob", "token", "top_logprobs"]
     ] * 3
+
+
+HOSTILE = {
+    "attributes": "{{ ''.__class__.__mro__ }}",
+    "time": "{% for i in range(10**9) %}{{ i }}{% endfor %}",
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "output": "{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
+def test_a28_a_hostile_chat_template_fails_soon_and_alone(start: Start, tmp_path: Path, template: str) -> None:
+    bundle = fake_bundle(tmp_path / "bundle", template)
+    server = start(bundle=bundle)
+    server.wait_ready()
+    begin = time.monotonic()
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+    reply = server.request("POST", "/v1/chat/completions", body)
+    assert (reply.status, reply.code) == (400, "chat_template")
+    assert time.monotonic() - begin < 2
+    server.check_golden()

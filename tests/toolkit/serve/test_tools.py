@@ -67,6 +67,22 @@ def test_what_is_no_call_stays_text(style: Style, said: str, cuts: tuple[int, ..
     assert read(style, said, cuts) == (said, [])
 
 
+@pytest.mark.parametrize(("style", "key"), [("json", "arguments"), ("xml", "arguments"), ("plain", "parameters")])
+def test_a_forced_call_is_all_that_is_said(style: Style, key: str) -> None:
+    reader = Reader(style, TOOLS, is_forced=True)
+    assert reader.feed(json.dumps({"name": "weather", key: ARGUMENTS})) == ""
+    text, (call,) = reader.finish()
+    assert (text, call.name, json.loads(call.arguments)) == ("", "weather", ARGUMENTS)
+
+
+def test_the_grammar_of_a_forced_call_knows_its_tools() -> None:
+    one = json.loads(tools.forced(TOOLS, "weather", "json").text)
+    assert one["properties"] == {"name": {"const": "weather"}, "arguments": SCHEMA}
+    either = json.loads(tools.forced(TOOLS, "required", "plain").text)
+    assert [choice["properties"]["name"]["const"] for choice in either["anyOf"]] == ["weather", "clock"]
+    assert (tools.opening("json"), tools.opening("plain")) == ("<tool_call>\n", "")
+
+
 def test_the_style_is_that_of_the_template() -> None:
     assert tools.style_of("{{ messages }}") is None
     assert tools.style_of("{{ tools }} <tool_call> {{ messages }}") == "json"

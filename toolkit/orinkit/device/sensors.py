@@ -20,7 +20,7 @@ MEMORY_CLOCK = "sys/kernel/debug/bpmp/debug/clk/emc/rate"
 ZONES = "sys/class/thermal"
 
 NVML = "libnvidia-ml.so.1"
-LAUNCH_US = 2.0
+LAUNCH_US = 4.3
 """Microseconds that a kernel of a captured step costs on a card; seen on an H200."""
 L2_MIB = 40.0
 """NVML does not tell it and no prediction uses it."""

@@ -30,12 +30,13 @@ class CudaCaches:
     def __init__(self, gpu: Gpu, program: Program, rows: Mapping[str, int], slots: int, capacity: int) -> None:
         self._slots, self._capacity = slots, capacity
         self.rows = dict(rows)
-        nbytes = {}
+        self.sizes = {}
+        """Bytes of each state of all slots."""
         for name, state in program.states.items():
             sizes = [size if size is not None else rows[name] for size in state.sizes]
-            nbytes[name] = slots * int(np.prod(sizes)) * np.dtype(state.dtype).itemsize
-        self._memory = Slabs(gpu, nbytes.values())
-        self.addresses = {name: self._memory.take(size) for name, size in nbytes.items()}
+            self.sizes[name] = slots * int(np.prod(sizes)) * np.dtype(state.dtype).itemsize
+        self._memory = Slabs(gpu, self.sizes.values())
+        self.addresses = {name: self._memory.take(size) for name, size in self.sizes.items()}
 
     @property
     def slots(self) -> int:
@@ -70,7 +71,14 @@ class CudaEngine:
         return self._weights.nbytes
 
     def caches(self, slots: int, capacity: int, chunk: int) -> CudaCaches:
-        """Allocate the states of `slots` sequences."""
+        """Allocate the states of `slots` sequences. Raises EngineError: longer than the graph's tables."""
+        longest = min(
+            (w.shape[0] for name, w in self.program.weights.items() if name.startswith("rope.")), default=None
+        )
+        if longest is not None and capacity > longest:
+            raise EngineError(
+                f"expected a capacity of at most {longest}, which the graph was made for, found {capacity}"
+            )
         rows = {
             name: ring_rows(self._windows.get(name, 0), capacity, chunk)
             for name, state in self.program.states.items()

@@ -30,8 +30,8 @@ from orinkit.engines.launches import StepShape
 from orinkit.errors import DeviceError, EngineError
 from orinkit.memory.needs import decode_sizes
 
-POLL_S = 2e-5
-"""Time between two looks at the ring."""
+POLL_S = 1e-4
+"""Time between two looks at the ring; the steps in flight take longer."""
 
 CAPTURE_ERRORS = range(900, 909)
 """CUDA errors that end a capture and nothing else."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA runtime through cuda-python, as far as an engine needs it: memory, copies, one stream, captures.
+"""The CUDA runtime through cuda-python, as far as an engine needs it: memory, copies, streams, captures.
 
 Everything is allocated before the first request; `Gpu.num_allocations` lets a test prove it.
 """
@@ -54,13 +54,16 @@ class Pinned:
 
 
 class Gpu:
-    """Device 0 and the one stream on which everything runs."""
+    """Device 0 and the stream on which everything runs."""
 
     def __init__(self) -> None:
         """Raises EngineError: no driver, no device."""
         check(rt.cudaSetDevice(0))
         check(rt.cudaFree(0))
         self.stream = int(check(rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)))
+        self.side_stream = int(check(rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)))
+        """For what may run beside the stream, between `fork` and `join`."""
+        self._forked, self._joined = self.event(), self.event()
         self.num_allocations = 0
 
     def allocate(self, nbytes: int) -> Memory:
@@ -104,6 +107,16 @@ class Gpu:
     def wait(self, event: int) -> None:
         """Wait until the stream has passed a marker; one that was never recorded counts as passed."""
         check(rt.cudaEventSynchronize(event))
+
+    def fork(self) -> None:
+        """What is enqueued on the side stream from here on waits for what is on the stream now."""
+        self.record(self._forked)
+        check(rt.cudaStreamWaitEvent(self.side_stream, self._forked, 0))
+
+    def join(self) -> None:
+        """What is enqueued on the stream from here on waits for what is on the side stream now."""
+        check(rt.cudaEventRecord(self._joined, self.side_stream))
+        check(rt.cudaStreamWaitEvent(self.stream, self._joined, 0))
 
     def look(self) -> None:
         """Raises DeviceError: something enqueued before has failed. Does not wait."""

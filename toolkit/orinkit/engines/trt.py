@@ -156,6 +156,11 @@ class TrtEngine:
         outputs = {f"{name}{OUT}": address for name, address in caches.addresses.items()}
         return self._weights.addresses | caches.addresses | outputs
 
+    def check_sound(self) -> None:
+        """Raises EngineError: a fault has ended the engine."""
+        if self.is_faulted:
+            raise EngineError("step refused: the engine was lost by an earlier fault; start again")
+
     def check(self, succeeded: bool, doing: str) -> None:
         """Raises EngineError where TensorRT refused or reported an error; a fatal one ends the engine."""
         reported = self.errors.describe()
@@ -189,7 +194,7 @@ class TrtEngine:
 
 
 class CapturingTrtEngine(TrtEngine):
-    """The same with the bundle's kernel library, by which tokens are chosen on the device: decode steps are captured."""
+    """The same with the bundle's kernel library, by which tokens are chosen on the device in captured steps."""
 
     def __init__(self, bundle: Bundle, root: Path = Path("/")) -> None:
         """As TrtEngine. Raises EngineError too: the kernel library cannot be loaded."""

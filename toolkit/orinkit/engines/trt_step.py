@@ -32,7 +32,8 @@ class TrtStep:
         self._engine, self._stream = engine, engine.gpu.stream
         self._sizes: dict[str, int] = {}
         index = engine.profile_index(profile)
-        context: trt.IExecutionContext = engine.engine.create_execution_context(
+        plan: trt.ICudaEngine = engine.engine
+        context: trt.IExecutionContext = plan.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
         engine.check(context is not None, "making a context")
@@ -40,16 +41,15 @@ class TrtStep:
         context.set_device_memory(engine.arena.address, engine.arena.nbytes)
         engine.check(context.set_optimization_profile_async(index, self._stream), f"taking profile {index}")
         engine.gpu.synchronise()
-        if engine.engine.num_aux_streams:
-            context.set_aux_streams(new_streams(engine.engine.num_aux_streams))
+        if plan.num_aux_streams:
+            context.set_aux_streams(new_streams(plan.num_aux_streams))
         for name, address in addresses.items():
             engine.check(context.set_tensor_address(name, address), f"binding {name}")
         self._context: trt.IExecutionContext = context
 
     def enqueue(self, shape: StepShape) -> None:
         """Enqueue a step whose inputs lie in device memory. Raises EngineError; the engine may be lost by it."""
-        if self._engine.is_faulted:
-            raise EngineError("step refused: the engine was lost by an earlier fault; start again")
+        self._engine.check_sound()
         if shape.max_step > 1 and shape.tokens <= shape.sequences:
             raise EngineError(
                 f"expected at most one token of each sequence in a step of {shape.tokens} tokens and {shape.sequences} "
@@ -106,6 +106,7 @@ class TrtContext:
 
     def _check(self, shape: StepShape, inputs: StepInputs) -> None:
         """Refuse what is beyond the profile or the caches before any state has changed."""
+        self._engine.check_sound()
         profile, caches = self._profile, self._caches
         tokens, sequences, rows = shape.tokens, shape.sequences, shape.logit_rows
         if tokens > profile.tokens or sequences > profile.sequences or rows > len(self._received.array):

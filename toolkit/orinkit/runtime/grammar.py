@@ -27,6 +27,8 @@ MAX_CHARACTERS = 64 * 1024
 MAX_DEPTH = 32
 """Deepest nesting of a schema."""
 ANY_OBJECT = '{"type": "object"}'
+COMPACT = {"whitespace_flexible": False}
+"""No space where JSON allows any: a small model would go on with spaces until its last token."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Grammars:
         source = (
             kinds.grammar_from_regex(grammar.text)
             if grammar.kind == "regex"
-            else kinds.grammar_from_json_schema(grammar.text or ANY_OBJECT)
+            else kinds.grammar_from_json_schema(grammar.text or ANY_OBJECT, defaults=COMPACT)
         )
         matcher = kinds(self._tokens, source)
         if matcher.is_error():

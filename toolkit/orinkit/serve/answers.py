@@ -88,7 +88,7 @@ class Answer:
         self.choices = [Choice(index) for index in range(ask.n)]
         if ask.tools and style is not None:
             for choice in self.choices:
-                choice.reader = Reader(style, ask.tools)
+                choice.reader = Reader(style, ask.tools, ask.is_forced)
         self._mailbox = mailbox
         self._tokenizer = tokenizer
         self._head = {"id": identity, "created": int(time.time()), "model": ask.model}

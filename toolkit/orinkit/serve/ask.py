@@ -41,6 +41,11 @@ class Ask:
     tool_choice: str = "auto"
     """auto, required, or the name of a function."""
 
+    @property
+    def is_forced(self) -> bool:
+        """Whether the answer has to be a call."""
+        return bool(self.tools) and self.tool_choice != "auto"
+
     def requests(self, prompt: Sequence[int], deadline: float, client: str) -> list[Request]:
         """One request for each choice; they differ in their seed."""
         seed = self.settings.sampling.seed
@@ -135,6 +140,8 @@ def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
         choice = choice.get("function", {}).get("name", "")
     if choice not in ("none", "auto") and (not tools or choice not in ("required", *names)):
         raise strictjson.refusal("tool_choice", "expected none, auto, required or a function of tools")
+    if choice not in ("none", "auto") and (body.get("response_format") or {"type": "text"})["type"] != "text":
+        raise strictjson.refusal("response_format", "expected none beside a tool_choice that forces a call")
     return {} if choice == "none" else {"tools": tools, "tool_choice": choice}
 
 

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from orinkit.errors import BundleError, RequestError, ServiceError
@@ -51,9 +52,8 @@ class Generation:
         asked = parse(strictjson.read(await call.exchange.body()))
         if asked.model != self._model:
             raise ServiceError(f"no such model; this server has {self._model}", 404, "model_not_found", param="model")
-        if asked.tools and self._style is None:
-            raise strictjson.refusal("tools", "expected none: the chat template of this model has no place for them")
         self._supervisor.check_state()
+        asked = self._with_tools(asked)
         if asked.settings.grammar is not None:
             await self._trial.check(asked.settings.grammar)
         deadline = begin + min(self._supervisor.settings.deadline, asked.timeout or float("inf"))
@@ -80,6 +80,20 @@ class Generation:
         finally:
             if not is_handed_on:
                 self._end(jobs, record)
+
+    def _with_tools(self, asked: Ask) -> Ask:
+        """A call that is forced becomes a grammar. Raises ServiceError 400: the model has no tools."""
+        if not asked.tools:
+            return asked
+        if self._style is None:
+            raise strictjson.refusal("tools", "expected none: the chat template of this model has no place for them")
+        if not asked.is_forced:
+            return asked
+        try:
+            grammar = tools.forced(asked.tools, asked.tool_choice, self._style)
+        except RequestError as error:
+            raise strictjson.refusal("tools", str(error)) from None
+        return replace(asked, settings=replace(asked.settings, grammar=grammar))
 
     async def _stream(
         self, answer: Answer, first: list[tuple[Choice, Token | Finished]], jobs: list[Job], record: _Record
@@ -119,7 +133,10 @@ class Generation:
         capacity = self._supervisor.capacity
         if isinstance(asked.prompt, str):
             return self._tokenizer.encode(asked.prompt, capacity)
-        return self._tokenizer.encode_chat(asked.prompt, capacity, asked.tools or None)  # type: ignore[arg-type]
+        prompt = self._tokenizer.encode_chat(asked.prompt, capacity, asked.tools or None)  # type: ignore[arg-type]
+        if asked.is_forced and self._style is not None:
+            prompt += self._tokenizer.encode(tools.opening(self._style), capacity, add_special_tokens=False)
+        return prompt
 
 
 def _field(asked: Ask) -> str:

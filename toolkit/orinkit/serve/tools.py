@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orinkit.runtime.grammar import Grammar
+
 Style = Literal["json", "xml", "plain"]
 OPENING = "<tool_call>"
 _BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
@@ -48,11 +50,30 @@ def style_of(template: str) -> Style | None:
     return "plain" if "parameters" in template else None
 
 
+def forced(tools: Sequence[Mapping[str, Any]], choice: str, style: Style) -> Grammar:
+    """A call of one of the tools, or of the one that is chosen, and nothing else. Raises RequestError: too large."""
+    key = "parameters" if style == "plain" else "arguments"
+    chosen = (tool["function"] for tool in tools if choice in ("required", tool["function"]["name"]))
+    calls = [_call_schema(tool["name"], key, tool.get("parameters", {"type": "object"})) for tool in chosen]
+    return Grammar("json_schema", json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls}))
+
+
+def _call_schema(name: str, key: str, parameters: Any) -> dict[str, Any]:
+    properties = {"name": {"const": name}, key: parameters}
+    return {"type": "object", "properties": properties, "required": ["name", key], "additionalProperties": False}
+
+
+def opening(style: Style) -> str:
+    """What stands before the JSON of a call that is forced, as the end of the prompt."""
+    return "" if style == "plain" else f"{OPENING}\n"
+
+
 class Reader:
     """Reads the answer of one choice as it comes: text that is certainly no call, and at the end the calls."""
 
-    def __init__(self, style: Style, tools: Sequence[Mapping[str, Any]]) -> None:
-        self._style = style
+    def __init__(self, style: Style, tools: Sequence[Mapping[str, Any]], is_forced: bool = False) -> None:
+        """`is_forced`: the answer is the JSON of a call; what stands around it is not said by the model."""
+        self._style: Style = "plain" if is_forced else style
         self._schemas = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
         self._held = ""
         self._is_call = False
@@ -101,7 +122,9 @@ class Reader:
 
     def _xml(self, block: str) -> Call | None:
         match = _FUNCTION.fullmatch(block)
-        if match is None or match[1] not in self._schemas:
+        if match is None:
+            return self._json(block)
+        if match[1] not in self._schemas:
             return None
         kinds = self._schemas[match[1]].get("properties", {})
         arguments = {name: _value(text, kinds.get(name, {})) for name, text in _PARAMETER.findall(match[2])}

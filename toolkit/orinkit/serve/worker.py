@@ -40,6 +40,7 @@ from orinkit.serve import faults, wire
 from orinkit.serve.handover import Handover
 
 _PR_SET_PDEATHSIG = 1
+_MOMENT = 0.002
 _OOM_SCORE = "500"
 """The kernel's choice when memory runs out should be the worker, which is started again."""
 
@@ -73,9 +74,12 @@ class Line:
     def send(self, frame: wire.Report) -> None:
         self._socket.sendall(wire.encode(frame))
 
-    def receive(self, wait: bool) -> list[wire.Order]:
-        """What has come; with `wait` at least something. Raises EOFError: the supervisor has gone; EngineError."""
-        if not self._poll.poll(None if wait else 0):
+    def receive(self, seconds: float | None) -> list[wire.Order]:
+        """What has come, or comes within `seconds`; None: wait for it.
+
+        Raises EOFError: the supervisor has gone; EngineError: what came is no frame.
+        """
+        if not self._poll.poll(None if seconds is None else seconds * 1e3):
             return []
         data = self._socket.recv(1 << 16)
         if not data:
@@ -123,6 +127,7 @@ class Loop:
         self._scheduler = scheduler
         self._golden = golden
         self._line = line
+        self._num_slots = scheduler.num_free_slots
         self._name: dict[int, int] = {}
         """Requests of the supervisor: the scheduler's number -> its own."""
         self._cases: dict[int, tuple[GoldenCase, list[int]]] = {}
@@ -130,10 +135,17 @@ class Loop:
 
     def run(self) -> NoReturn:
         while True:
-            for order in self._line.receive(wait=self._scheduler.is_idle):
+            for order in self._line.receive(self._patience()):
                 self._obey(order)
             if not self._scheduler.is_idle:
                 self._step()
+
+    def _patience(self) -> float | None:
+        """How long an order may be waited for: while nothing but grammars is worked on, a moment."""
+        if self._scheduler.is_idle:
+            return None
+        is_waiting = self._scheduler.num_queued and self._scheduler.num_free_slots == self._num_slots
+        return _MOMENT if is_waiting else 0
 
     def _obey(self, order: wire.Order) -> None:
         match order:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 ALIGNMENT = 256
 SETTINGS: dict[str, Any] = json.loads(os.environ.get("TENSORRT_STANDIN", "{}"))
-"""`cuda` and `driver` releases such as 12060, `sm` such as 87."""
+"""`cuda` and `driver` releases such as 12060, `sm` such as 87; `capture`: "fails"."""
 
 cudaStreamNonBlocking = 1
 cudaHostAllocDefault = 0
@@ -80,6 +80,7 @@ class Device:
     """Everything that a process has of CUDA."""
 
     memory: dict[int, tuple[int, NDArray[np.uint8]]] = field(default_factory=dict)
+    left: dict[int, tuple[int, NDArray[np.uint8]]] = field(default_factory=dict)
     streams: dict[int, Stream] = field(default_factory=dict)
     graphs: dict[int, tuple[Work, ...]] = field(default_factory=dict)
     sticky: cudaError_t | None = None
@@ -87,7 +88,8 @@ class Device:
     num_events: int = 0
 
     def reset(self) -> None:
-        """As in a new process."""
+        """As in a new process. Memory that is yet to be freed stays: its addresses must not be given out again."""
+        self.left |= self.memory
         self.memory, self.streams, self.graphs, self.sticky = {}, {}, {}, None
 
     def allocate(self, nbytes: int) -> int:
@@ -166,7 +168,7 @@ def cudaMalloc(nbytes: int) -> tuple[cudaError_t, int]:
 
 
 def cudaFree(address: int) -> Result:
-    if address:
+    if address and DEVICE.left.pop(address, None) is None:
         DEVICE.memory.pop(address, None)
     return (_status(),)
 
@@ -240,7 +242,7 @@ def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> Result:
 def cudaStreamEndCapture(stream: int) -> tuple[cudaError_t, int]:
     found = DEVICE.streams[stream]
     works, found.captured = tuple(found.captured or ()), None
-    if found.is_invalid:
+    if found.is_invalid or SETTINGS.get("capture") == "fails":
         return cudaError_t.cudaErrorStreamCaptureInvalidated, 0
     handle = len(DEVICE.graphs) + 1
     DEVICE.graphs[handle] = works
