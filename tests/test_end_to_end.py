@@ -161,10 +161,11 @@ def test_a_bundle_is_signed_after_it_was_built(demo_bundle: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def on_board(demo_bundle: Path, narrow: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The narrow bundle with a plan of the stand-in for TensorRT, which is ours."""
+    """The narrow bundle with a plan of the stand-in for TensorRT, which is ours; decode steps are captured."""
     with standin.installed():
         shapes = narrow.manifest.recipe.shapes
-        yield standin.built_bundle(demo_bundle, tmp_path_factory.mktemp("board") / "demo", shapes)
+        standin.put_kernels()
+        yield standin.built_bundle(demo_bundle, tmp_path_factory.mktemp("board") / "demo", shapes, has_kernels=True)
 
 
 @pytest.fixture(params=["onnxruntime", "tensorrt"])

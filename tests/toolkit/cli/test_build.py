@@ -10,7 +10,6 @@ import programs
 import standin
 from orinkit.cli import main
 
-
 ENGINES = ("tensorrt", "onnxruntime")
 
 

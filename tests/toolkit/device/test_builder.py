@@ -105,6 +105,13 @@ def test_an_input_that_varies_without_a_range_is_refused(builder: Any, bundle: B
     refused(builder, job(builder, bundle, profiles=profiles), GraphError, r"slots: expected fixed sizes, found \(-1,\)")
 
 
+def test_sizes_that_tensorrt_refuses_are_told(builder: Any, bundle: Bundle) -> None:
+    """There the bindings raise and give no answer."""
+    profiles = ranges(bundle.manifest.recipe.shapes)
+    profiles[0][0]["least"] = 0
+    refused(builder, job(builder, bundle, profiles=profiles), EngineError, r"setting the sizes .*least=0.*inconsistent")
+
+
 def test_a_plan_of_one_profile_is_refused(builder: Any, bundle: Bundle) -> None:
     profiles = ranges(bundle.manifest.recipe.shapes)[:1]
     refused(builder, job(builder, bundle, profiles=profiles), EngineError, "expected a profile of prefill and one of")

@@ -6,6 +6,7 @@ The stand-in is ours. What these tests show is that the engine keeps the documen
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -169,3 +170,17 @@ def test_without_tensorrt_there_is_advice(bundle: Bundle, monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "orinkit.engines.trt_library", raising=False)
     with pytest.raises(EngineError, match="needs TensorRT's Python bindings, which come with JetPack"):
         open_engine("tensorrt", bundle.graph, bundle.manifest.model)
+
+
+def test_a_board_needs_no_onnx() -> None:
+    """Neither the reader of graphs nor ONNX Runtime is there on JetPack 6."""
+    code = """
+import sys
+for name in ("onnx", "onnx_ir", "onnxruntime", "ml_dtypes"):
+    sys.modules[name] = None
+import orinkit.device.build, orinkit.device.builder, orinkit.engines.trt, orinkit.runtime.start
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=standin.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""

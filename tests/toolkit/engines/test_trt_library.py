@@ -112,6 +112,16 @@ def test_streams_of_a_context_are_its_own(library: Any) -> None:
     assert library.new_streams(0) == []
 
 
+def test_what_the_bindings_raise_is_told(library: Any) -> None:
+    import tensorrt
+
+    log = library.Log()
+    log.log(tensorrt.ILogger.ERROR, "because")
+    message = r"taking profile 7 failed: Error in set .* because"
+    with pytest.raises(EngineError, match=message), library.exceptions_told(log, "taking profile 7"):
+        raise RuntimeError("Error in set optimization profile async.")
+
+
 def test_every_op_is_asked_for(library: Any, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=rf"\({len(OPS)} missing\)"):
         library.load_plugins(registry(library.Log()), plugins(tmp_path, creators={}), library.Log())

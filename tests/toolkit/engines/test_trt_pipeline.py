@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import standin
-from host_kernels import HostKernels
 from orinkit.bundle import Bundle
 from orinkit.engines.base import Pipeline, Profile, Seat
 from orinkit.errors import EngineError
@@ -40,9 +39,7 @@ def engine(bundle: Bundle) -> Any:
 
 
 def opened(bundle: Bundle) -> Any:
-    from orinkit.engines import trt
-
-    vars(trt)["KernelLibrary"] = HostKernels
+    standin.put_kernels()
     return standin.opened(bundle)
 
 

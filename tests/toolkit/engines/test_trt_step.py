@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,3 +153,14 @@ def test_a_fault_ends_the_engine(engine: Any) -> None:
     for _ in range(3):
         with pytest.raises(EngineError, match="lost by an earlier fault; start again"):
             context.run(first)
+
+
+def test_a_profile_is_taken_in_one_place_only() -> None:
+    """Case R1: where a context is made, before anything is bound or shaped, and nowhere else in the toolkit."""
+    name = "set_optimization_profile"
+    found = []
+    for path in sorted((standin.ROOT / "toolkit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and name in ast.unparse(node):
+                found.append(f"{path.stem}.{node.name}")
+    assert found == ["trt_step.__init__"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orinkit.engines.base import Pipeline
 from orinkit.model import Attention, LayerSpec, ModelSpec, Rope
 from orinkit.recipe import Shapes
 from orinkit.runtime.pipeline import HostPipeline
@@ -14,6 +15,7 @@ from orinkit.runtime.steps import Stepper
 from orinkit.runtime.template import ChatTemplate
 from orinkit.runtime.tokenizer import Tokenizer
 from toolkit.runtime.fake_engine import FakeEngine
+from toolkit.runtime.fake_pipeline import FakePipeline
 from toolkit.runtime.tiny_tokenizer import TEMPLATE, byte_level
 
 TOKENIZER = Tokenizer(byte_level(), ChatTemplate(TEMPLATE, {}))
@@ -47,9 +49,14 @@ def scheduler(
     engine: FakeEngine | None = None,
     eos: tuple[int, ...] = (EOS,),
     clock: Clock | None = None,
+    run_ahead: int | None = None,
 ) -> Scheduler:
+    """`run_ahead` steps ahead of what is read, as on a device; without it tokens are chosen on the host."""
     shapes = Shapes(capacity=capacity, slots=slots, chunk=CHUNK)
-    pipeline = HostPipeline(Stepper(engine or FakeEngine(SPEC.vocab), shapes))
+    engine = engine or FakeEngine(SPEC.vocab)
+    pipeline: Pipeline = HostPipeline(Stepper(engine, shapes))
+    if run_ahead is not None:
+        pipeline = FakePipeline(engine, shapes, run_ahead)
     return Scheduler(pipeline, shapes, TOKENIZER, replace(SPEC, eos=eos), clock=clock or Clock())
 
 

@@ -41,10 +41,16 @@ REQUESTS = st.builds(
 VISITS = st.builds(Visit, REQUESTS, st.integers(0, 30), st.none() | st.integers(0, 40))
 
 
-@given(visits=st.lists(VISITS, min_size=1, max_size=8), slots=st.integers(1, 4))
+@given(
+    visits=st.lists(VISITS, min_size=1, max_size=8),
+    slots=st.integers(1, 4),
+    run_ahead=st.sampled_from([None, 0, 1, 2, 5]),
+)
 @settings(deadline=None, max_examples=150)
-def test_each_request_gets_the_tokens_that_it_gets_alone(visits: list[Visit], slots: int) -> None:
-    served = scheduler(slots)
+def test_each_request_gets_the_tokens_that_it_gets_alone(
+    visits: list[Visit], slots: int, run_ahead: int | None
+) -> None:
+    served = scheduler(slots, run_ahead=run_ahead)
     numbers: dict[int, Visit] = {}
     events: list[Event] = []
     for at in range(400):

@@ -35,7 +35,7 @@ def start(bundle: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="module")
 def shared(bundle: Path) -> Iterator[Server]:
     """One daemon for the tests of a module; its steps last 3 ms, so that there is time to interfere."""
-    server = Server(bundle, delay=0.003, fault_limit=10000, restart_limit=0.05, drain=0.0, step=1.0)
+    server = Server(bundle, delay=0.003, fault_limit=10000, restart=0.2, restart_limit=0.2, drain=0.0)
     server.wait_ready()
     yield server
     assert server.stop() == 0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker that can be made to fail: the real one, with engines that fail on demand. python -m <this module>
 
-ORIN_FI holds a fault: cuda700@step:20, hang@step:20, nan@step:5, oom@alloc:1, pause@step:1; steps count from the first
-one after the self-test. ORIN_FI=file:PATH takes faults from a file as they appear there, each once, and counts from
-then. ORIN_FI_DELAY makes every step last so many seconds. The worker that is shipped refuses ORIN_FI and has none of
-this.
+ORIN_FI holds a fault: cuda700@step:20, hang@step:20, nan@step:5, oom@alloc:1; steps count from the worker's first one.
+ORIN_FI=file:PATH takes faults from a file as they appear there, each once, and counts from then. ORIN_FI=degraded makes
+the engine say that it is slow. ORIN_FI_DELAY makes every step last so many seconds. The worker that is shipped refuses
+ORIN_FI and has none of this.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from orinkit.engines import ENGINES
 from orinkit.engines.base import Caches, Engine, Float32, Profile, StepInputs
 from orinkit.errors import DeviceError
 from orinkit.model import ModelSpec
+from orinkit.runtime.pipeline import HostPipeline
 from orinkit.serve import worker
 from toolkit.runtime.fake_program import open_fake
 
@@ -97,7 +98,11 @@ class FaultyEngine:
 
 
 def main() -> None:
-    faults = Faults(os.environ.pop("ORIN_FI", ""), float(os.environ.pop("ORIN_FI_DELAY", "0")))
+    given = os.environ.pop("ORIN_FI", "")
+    if given == "degraded":
+        HostPipeline.degraded = "a capture failed"  # type: ignore[assignment]
+        given = ""
+    faults = Faults(given, float(os.environ.pop("ORIN_FI_DELAY", "0")))
 
     def faulty(opened: Any) -> Any:
         def open_faulty(graph: Path, model: ModelSpec) -> Any:

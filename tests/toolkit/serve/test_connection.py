@@ -118,25 +118,22 @@ def test_a_chunked_body_and_expect_are_understood(server: Server) -> None:
     assert status_of(said(server, HEAD + b"Connection: close\r\nExpect: 100-continue\r\n" + body())) == [100, 200]
 
 
-@pytest.mark.parametrize("slow", ["head", "body"])
-def test_a14_a15_slow_clients_are_closed_in_time(server: Server, slow: str) -> None:
-    """200 clients that send a byte at a time; the clock is the server's, and others are served meanwhile."""
+def test_a14_a15_slow_clients_are_closed_in_time(server: Server) -> None:
+    """200 clients that send a byte at a time, of the head or of the body; others are served meanwhile."""
     begin = time.monotonic()
-    sent = b"GET /livez HT" if slow == "head" else HEAD + b"Content-Length: 100\r\n\r\n{"
-    limit = 5.0 if slow == "head" else 10.0
     connections = [raw(server.port) for _ in range(200)]
-    for connected in connections:
-        connected.sendall(sent)
-    while time.monotonic() - begin < limit - 1:
+    for number, connected in enumerate(connections):
+        connected.sendall(b"GET /livez HT" if number % 2 else HEAD + b"Content-Length: 100\r\n\r\n{")
+    while time.monotonic() - begin < 9:
         time.sleep(0.5)
         assert server.request("GET", "/livez").status == 200
-        with contextlib.suppress(ConnectionError):
-            for connected in connections:
+        for connected in connections:
+            with contextlib.suppress(ConnectionError):
                 connected.sendall(b"a")
     for connected in connections:
         assert status_of(received(connected)) in ([408], [])
         connected.close()
-    assert time.monotonic() - begin < limit + 4
+    assert time.monotonic() - begin < 15
 
 
 def test_a17_idle_connections_are_capped_and_livez_still_answers(start: Start) -> None:
@@ -217,7 +214,7 @@ def test_a31_the_work_for_a_client_that_has_gone_is_stopped(server: Server, phas
     if phase == "decode":
         time.sleep(0.05)
     connected.close()
-    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, server.explain, 1)
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, server.explain, 5)
     assert cancelled(server) == before + 1
 
 

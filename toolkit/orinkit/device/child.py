@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orinkit import config, errors
+from orinkit import config
 from orinkit.bundle import files
 from orinkit.engines.machine import Machine
-from orinkit.errors import EngineError, OrinError, ResourceError
+from orinkit.errors import BundleError, ConfigError, EngineError, GraphError, LockedError, OrinError, ResourceError
 from orinkit.memory import system
 
 _POLL_S = 0.2
@@ -26,6 +26,12 @@ _MIB = 1 << 20
 
 Progress = Callable[[str, float], None]
 """Called with what TensorRT is doing, and the share that is done."""
+
+
+_REFUSALS: dict[str, type[OrinError]] = {
+    kind.__name__: kind for kind in (BundleError, ConfigError, GraphError, LockedError, ResourceError)
+}
+"""What a child may refuse; anything else is told as a failure of the engine."""
 
 
 class Child:
@@ -136,6 +142,5 @@ def _available(root: Path) -> int:
 
 def _error(message: Mapping[str, Any]) -> OrinError:
     """The child's refusal as the error that it was."""
-    kind = getattr(errors, str(message.get("kind")), EngineError)
-    is_ours = isinstance(kind, type) and issubclass(kind, OrinError) and kind not in (errors.DeviceError,)
-    return (kind if is_ours else EngineError)(str(message["error"]))
+    kind = _REFUSALS.get(str(message.get("kind")), EngineError)
+    return kind(str(message["error"]))

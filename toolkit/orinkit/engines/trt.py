@@ -75,16 +75,16 @@ class TrtEngine:
         Raises BundleError, PlanError, EngineError.
         """
         self.gpu = Gpu()
-        self._log, self.errors = Log(), ErrorRecorder()
+        self.log, self.errors = Log(), ErrorRecorder()
         origin = plans.origin_of(bundle, read_machine(root))
         path = plans.find(plans.folder_of(bundle.folder), origin)
         stored = deploy.decode(bundle.read(DEPLOY_WEIGHTS))
-        self._runtime: trt.Runtime = trt.Runtime(self._log)
+        self._runtime: trt.Runtime = trt.Runtime(self.log)
         self._runtime.error_recorder = self.errors
         if bundle.plugins is not None:
-            load_plugins(self._runtime.get_plugin_registry(), bundle.plugins, self._log)
+            load_plugins(self._runtime.get_plugin_registry(), bundle.plugins, self.log)
         self._plan = PlanFile(path)
-        self.engine: trt.ICudaEngine = self._plan.deserialise(self._runtime, self._log)
+        self.engine: trt.ICudaEngine = self._plan.deserialise(self._runtime, self.log)
         self._check_inputs(stored, path)
         self._weights = LoadedWeights(self.gpu, stored, bundle.path(DATA))
         self.arena = self.gpu.allocate(max(1, self.engine.device_memory_size_v2))
@@ -169,7 +169,7 @@ class TrtEngine:
         self.is_faulted = self.is_faulted or self.errors.is_fatal
         self.errors.clear()
         advice = "; the engine is lost: start again" if self.is_faulted else ""
-        raise EngineError(f"{doing} failed: {reported or self._log.reason()}{advice}")
+        raise EngineError(f"{doing} failed: {reported or self.log.reason()}{advice}")
 
     def _names(self) -> list[str]:
         return [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]

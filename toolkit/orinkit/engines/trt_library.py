@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorrt as trt
@@ -104,6 +106,15 @@ def read_machine(root: Path = Path("/")) -> Machine:
         cuda=_release(int(check(rt.cudaRuntimeGetVersion()))),
         tensorrt=str(trt.__version__),
     )
+
+
+@contextmanager
+def exceptions_told(log: Log, doing: str) -> Iterator[None]:
+    """Turns what the bindings raise, where they give no answer, into EngineError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(f"{doing} failed: {error} {log.reason()}") from None
 
 
 def new_streams(count: int) -> list[int]:

@@ -15,7 +15,7 @@ import tensorrt as trt
 from orinkit.engines.base import Float32, Profile, StepInputs
 from orinkit.engines.bound import StepArrays, shape_of
 from orinkit.engines.launches import StepShape
-from orinkit.engines.trt_library import new_streams
+from orinkit.engines.trt_library import exceptions_told, new_streams
 from orinkit.errors import DeviceError, EngineError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class TrtStep:
         engine.check(context is not None, "making a context")
         context.error_recorder = engine.errors
         context.set_device_memory(engine.arena.address, engine.arena.nbytes)
-        engine.check(context.set_optimization_profile_async(index, self._stream), f"taking profile {index}")
+        with exceptions_told(engine.log, f"taking profile {index}"):
+            context.set_optimization_profile_async(index, self._stream)
         engine.gpu.synchronise()
         if plan.num_aux_streams:
             context.set_aux_streams(new_streams(plan.num_aux_streams))
@@ -67,7 +68,8 @@ class TrtStep:
             return
         for name, size in sizes.items():
             self._engine.check(self._context.set_input_shape(name, (size,)), f"setting {name} to {size}")
-        missing = self._context.infer_shapes()
+        with exceptions_told(self._engine.log, f"inferring shapes for {sizes}"):
+            missing = self._context.infer_shapes()
         self._engine.check(not missing, f"inferring shapes without {', '.join(missing)}")
         self._sizes = sizes
 

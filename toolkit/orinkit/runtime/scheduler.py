@@ -203,7 +203,7 @@ class Scheduler:
         except EngineError as error:
             lost = [sequence for step in self._flight for sequence in step.values()]
             self._flight.clear()
-            self._fail(dict.fromkeys(lost), error)
+            self._fail(lost, error)
             return
         for step in done:
             sequences = self._flight.popleft()

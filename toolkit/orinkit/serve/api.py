@@ -78,7 +78,7 @@ class Api:
                 self._log("refused", id=identity, status=error.status, code=error.code, param=error.param)
             return refuse(error, identity)
         except Exception as error:  # noqa: BLE001  (a mistake of ours must not end the connection without a word)
-            self._log("mistake", id=identity, error=type(error).__name__, place=_place(error))
+            self._log("mistake", id=identity, error=type(error).__name__, place=place(error))
             return refuse(ServiceError("the server made a mistake", 500, "internal"), identity)
 
     def _find(self, path: str) -> Route | None:
@@ -167,7 +167,7 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-def _place(error: Exception) -> str:
+def place(error: Exception) -> str:
     """Where it happened: module and line, for the log."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

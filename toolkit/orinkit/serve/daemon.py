@@ -19,7 +19,7 @@ from orinkit.memory.needs import ENGINES, memory_plan
 from orinkit.ops import VERSIONS
 from orinkit.runtime.start import open_tokenizer
 from orinkit.serve import listen, openapi
-from orinkit.serve.api import Api, Call, Route, refuse
+from orinkit.serve.api import Api, Call, Route, place, refuse
 from orinkit.serve.child import WORKER
 from orinkit.serve.connection import Connection
 from orinkit.serve.generation import Generation
@@ -94,7 +94,7 @@ async def _serve(settings: Settings, bundle: Bundle, keys: Sequence[str], doors:
         Api(table, own, settings.allowed_hosts, metrics, log) for table, own in zip(tables, (keys, (), ()), strict=True)
     ]
     limits = (listen.affordable(settings.connections), _LIVE_CONNECTIONS, _LIVE_CONNECTIONS)
-    rooms = [listen.Door(limit, _server(api)) for limit, api in zip(limits, apis, strict=True)]
+    rooms = [listen.Door(limit, _server(api, log)) for limit, api in zip(limits, apis, strict=True)]
     sockets = (doors.public, doors.live, doors.admin)
     tasks = [asyncio.ensure_future(room.accept(sock)) for room, own in zip(rooms, sockets, strict=True) for sock in own]
     tasks.append(asyncio.ensure_future(watch(supervisor, notifier)))
@@ -148,9 +148,12 @@ def routes(
     return public, live, {**live, **told, "/drain": Route("POST", drain)}
 
 
-def _server(api: Api) -> listen.Serve:
+def _server(api: Api, log: Log) -> listen.Serve:
     async def serve(accepted: socket.socket) -> None:
-        await Connection(api.handle, refuse).serve(accepted)
+        try:
+            await Connection(api.handle, refuse).serve(accepted)
+        except Exception as error:  # noqa: BLE001  (a mistake of ours ends one connection, and is told)
+            log("mistake", error=type(error).__name__, place=place(error))
 
     return serve
 
