@@ -54,8 +54,7 @@ bindings: $(BINDINGS:%=build/bindings/%)
 build/bindings/%: | .venv/installed
 	rm -rf $@
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --target $@ \
-	  tensorrt-cu13-bindings==$*
-	touch $@
+	  tensorrt-cu13-bindings==$* || echo "$@: none for this Python; the tests that need it say so"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -35,7 +35,8 @@ from orinkit.runtime.sampling import Sampling, settings_of
 
 CAPACITY = 8192
 WARM, STEPS = 30, 300
-LIMITS = Limits(biases=300, stops=32, logprobs=20, run_ahead=2)
+SYSTEM, QUESTION = 1500, 32
+LIMITS = Limits(biases=300, stops=32, logprobs=20, run_ahead=2, snapshots=1)
 
 
 def random_weights(program: Program, path: Path) -> None:
@@ -121,8 +122,43 @@ def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> d
         for depth in args.depths:
             record["decode"][f"batch {batch}, depth {depth}"] = decoded(pipeline, program.vocab, batch, depth, most)
             print("decode", batch, depth, record["decode"][f"batch {batch}, depth {depth}"], flush=True)
+    record["reuse"] = reused(pipeline, program.vocab, most)
+    print("reuse", record["reuse"], flush=True)
     record["allocations_while_serving"] = engine.gpu.num_allocations - allocations
     return record
+
+
+def reused(pipeline: Pipeline, vocab: int, chunk: int) -> dict[str, float]:
+    """Time to the first token of a prompt whose first 1,500 tokens are computed, and of one where they were kept."""
+    ids = np.random.default_rng(0).integers(0, vocab, SYSTEM + QUESTION).astype(np.int32)
+    seat = Seat(tuple(ids.tolist()), settings_of(Sampling()), {}, (), SYSTEM + QUESTION + 2)
+
+    def prefill(start: int, end: int) -> None:
+        for begin in range(start, end, chunk):
+            stop = min(end, begin + chunk)
+            wanted = stop - begin - 1 if stop == len(ids) else -1
+            edges, past = np.array([0, stop - begin], np.int32), np.array([begin], np.int32)
+            slots = np.zeros(1, np.int32)
+            pipeline.prefill(StepInputs(ids[begin:stop], edges, past, slots, np.array([wanted], np.int32)))
+
+    found: dict[str, list[float]] = {"computed": [], "kept": []}
+    tokens = set()
+    for _ in range(10):
+        for name, times in found.items():
+            start = time.perf_counter()
+            pipeline.seat(0, seat)
+            if name == "kept":
+                pipeline.spare.restore(0, 0)
+            else:
+                prefill(0, SYSTEM)
+                pipeline.spare.save(0, 0)
+            prefill(SYSTEM, len(ids))
+            tokens.add(pipeline.collect(0)[-1][0].token)
+            times.append(time.perf_counter() - start)
+            pipeline.leave(0)
+    if len(tokens) != 1:
+        raise SystemExit(f"expected the same first token with and without, found {tokens}")
+    return {name: round(sorted(times)[len(times) // 2] * 1e3, 3) for name, times in found.items()}
 
 
 def decoded(pipeline: Pipeline, vocab: int, batch: int, depth: int, chunk: int) -> dict[str, float]:

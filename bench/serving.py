@@ -5,6 +5,7 @@
 
 one stream     time to first token (prompt of 512 tokens) and time per token (128 of them) of both
 many streams   tokens per second of as many streams as there are slots, of both
+prefix         time to first token of a prompt of 800 tokens, and of others that share its first 768
 full queue     time until the answer 429
 """
 
@@ -117,6 +118,17 @@ class Daemon:
             list(pool.map(self.one, prompts))
         return len(prompts) * ANSWER / (time.perf_counter() - begin)
 
+    def prefix(self, rounds: int) -> dict[str, float]:
+        """Seconds to the first token without and with a prefix that was read before."""
+        fresh, shared = [], []
+        for number in range(rounds):
+            common = [number % 997 + 3] + [9] * 767
+            first, second = (self.one(common + [tail] * 32)[0] for tail in (11, 12))
+            fresh.append(first)
+            shared.append(second)
+        left, right = statistics.median(fresh), statistics.median(shared)
+        return {"fresh": left, "shared": right, "ratio": left / right}
+
     def full(self, slots: int) -> list[float]:
         """Seconds until each of ten answers 429, with all slots and the queue taken."""
         held = [self.send([number + 1] * 8) for number in range(slots + 16)]
@@ -158,6 +170,7 @@ def main() -> None:
             "first_token_s": ratios(lambda side: side.one(next(prompts))[0], given.rounds, bare, daemon),
             "per_token_s": ratios(lambda side: side.one(short[0])[1], given.rounds, bare, daemon),
             f"tokens_per_s_{slots}_streams": ratios(lambda side: side.many(short), given.rounds, bare, daemon),
+            "first_token_with_prefix_s": daemon.prefix(given.rounds),
             "full_queue_s": {"max": max(daemon.full(slots), default=0.0)},
         }
     finally:

@@ -27,10 +27,8 @@ ROOT = Path(__file__).parents[1]
 VARIABLE = "TENSORRT_STANDIN"
 VERSION = "10.16.2.10"
 _FRESH = ("cuda", "tensorrt")
-_USERS = (
-    *("bound", "choosing", "cuda", "cuda_pipeline", "gpu", "slabs", "trt", "trt_library", "trt_plan", "trt_step"),
-    "weights",
-)
+_KEPT = {"base", "deploy", "kernels", "launches", "machine", "ort", "plans", "program", "room"}
+"""Modules of engines that know neither CUDA nor TensorRT; the others are imported afresh."""
 
 
 def environment(**settings: Any) -> dict[str, str]:
@@ -62,8 +60,9 @@ def installed(**settings: Any) -> Iterator[None]:
 
 
 def _is_ours(name: str) -> bool:
-    users = {f"orinkit.engines.{user}" for user in _USERS} | {"orinkit.device.builder"}
-    return name.split(".")[0] in _FRESH or name in users
+    package, _, last = name.rpartition(".")
+    uses_them = package == "orinkit.engines" and last not in _KEPT
+    return name.split(".")[0] in _FRESH or uses_them or name == "orinkit.device.builder"
 
 
 def _forget() -> None:

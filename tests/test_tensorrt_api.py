@@ -25,7 +25,20 @@ MODULES = our_modules()
 LATER = {"IStreamReaderV2": "10.3", "SeekPosition": "10.3"}
 """Names that the newest release without them has to be served without."""
 OURS = {
-    *("__init__", "append", "clear", "dtype", "engine", "error_recorder", "name", "nbytes", "parse", "read", "shape"),
+    *(
+        "__init__",
+        "append",
+        "clear",
+        "dtype",
+        "engine",
+        "error_recorder",
+        "log",
+        "name",
+        "nbytes",
+        "parse",
+        "read",
+        "shape",
+    ),
     *("weights", "write"),
 }
 """Attributes of our own objects and of Python's that happen to have the name of a member of TensorRT."""

@@ -17,7 +17,7 @@ from orinkit.errors import EngineError
 from tolerances import RELATIVE_ERROR, relative_error
 
 pytestmark = pytest.mark.gpu
-FEW, TILES = 1, (2, 3, 4, 5)
+FEW, TILES = 1, (2, 3, 4, 5, 6)
 SHAPES = sorted({shape for shapes in MODEL_SHAPES.values() for shape in shapes})
 
 
@@ -69,15 +69,23 @@ def test_every_tile_and_split(tile: int, tokens: int, splits: int, kernels: Kern
 
 
 @pytest.mark.parametrize("warps", [(1, 1), (1, 9), (16, 1), (3, 5), (2, 8), (5, 3)])
-@pytest.mark.parametrize("stripes", [1, 2])
-@pytest.mark.parametrize("splits", [1, 2, 4])
+@pytest.mark.parametrize("round_tiles", [0, 1, 2])
+@pytest.mark.parametrize("blocks", [1, 7])
 @pytest.mark.parametrize("tokens", [1, 8, 9, 16])
 def test_every_arrangement_of_warps(
-    tokens: int, splits: int, stripes: int, warps: tuple[int, int], kernels: KernelLibrary, stream: Any
+    tokens: int, blocks: int, round_tiles: int, warps: tuple[int, int], kernels: KernelLibrary, stream: Any
 ) -> None:
-    wishes = {"tile": FEW, "splits": splits, "warps_n": warps[0], "warps_k": warps[1], "stripes": stripes, "blocks": 7}
-    check(gemm(tokens, 299, 1184, 32, "zr"), kernels, stream, **wishes)
-    check(gemm(tokens, 303, 1152, 128, "nbr"), kernels, stream, **wishes)
+    """Short stripes and chunks or none, a warp for each chunk or several chunks of a warp."""
+    wishes = {"tile": FEW, "warps_n": warps[0], "warps_k": warps[1], "stripes": round_tiles, "blocks": blocks}
+    for n, k, group, options in (
+        (299, 1184, 32, "zr"),
+        (296, 1152, 64, "r"),
+        (303, 1152, 128, "nbr"),
+        (304, 1152, 128, "nr"),
+        (304, 2560, 64, "zn"),
+        (304, 2176, 128, "n"),
+    ):
+        check(gemm(tokens, n, k, group, options), kernels, stream, **wishes)
 
 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
@@ -166,10 +174,10 @@ def test_layout_equals_int4_py(
         ({"k": 200}, "expected a multiple of group_size 64, found 200"),
         ({"n": 0}, "expected a positive number of rows, found 0"),
         ({"n": 65, "swiglu": 1}, "expected pairs of gate and up rows"),
-        ({"tile": 9}, "expected 0..5, found 9"),
+        ({"tile": 9}, "expected 0..6, found 9"),
         ({"tokens": 17, "tile": FEW}, "at most 16 tokens"),
-        ({"tile": FEW, "splits": 2, "semaphores": None}, "expected room for"),
-        ({"tile": FEW, "splits": 2, "workspace": None}, "workspace: expected"),
+        ({"tile": 2, "splits": 2, "semaphores": None}, "expected room for"),
+        ({"tile": 2, "splits": 2, "workspace": None}, "workspace: expected"),
     ],
 )
 def test_wrong_arguments(wrong: dict[str, int | None], sentence: str, kernels: KernelLibrary, stream: Any) -> None:

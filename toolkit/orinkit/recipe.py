@@ -114,11 +114,14 @@ class Shapes:
     """Sequences held at the same time."""
     chunk: int = 512
     """Most tokens of one prefill step."""
+    snapshots: int = 2
+    """Sequences whose beginning is kept for requests that begin alike; each takes the memory of a slot."""
 
     def validate(self) -> None:
         _check_range("capacity", self.capacity, 16, 1 << 20)
         _check_range("slots", self.slots, 1, 256)
         _check_range("chunk", self.chunk, 16, 8192)
+        _check_range("snapshots", self.snapshots, 0, 256)
         if self.chunk > self.capacity:
             raise ConfigError(f"chunk: expected at most the capacity of {self.capacity} tokens, found {self.chunk}")
 

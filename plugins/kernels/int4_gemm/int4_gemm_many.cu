@@ -36,6 +36,7 @@ class Many {
   static constexpr int kZeroBytes = kStripes * Part::kZeroPairs * 8;
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kScaleBytes + kZeroBytes;
   static constexpr int kOutStride = kN + 4;  // floats; 4 spread a warp's stores over all banks
+  static constexpr bool kIsLarge = kTilesM * kTilesN >= 32;  // scales would not fit beside the sums: read again
   static_assert(kStageBytes % 16 == 0 && kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
 
  public:
@@ -166,7 +167,7 @@ class Many {
     const half* scales = reinterpret_cast<const half*>(stage + kXBytes + kWeightBytes) + row;
     const unsigned char* zeros =
         reinterpret_cast<const unsigned char*>(stage + kXBytes + kWeightBytes + kScaleBytes) + row;
-    uint2 words[2 * kTilesN];  // of half of a stage: all would not fit beside the sums of the largest tile
+    uint2 words[2 * kTilesN];  // of half of a stage: all would not fit beside the sums of a large tile
     half2 scale[kTilesN];      // of the two stripes of an m16 tile
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -183,7 +184,7 @@ class Many {
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
         uint32 b[2][4];
-        if (w * 32 % kGroup == 0) {
+        if (kIsLarge || w * 32 % kGroup == 0) {
           const half* from = scales + ((stripe + 2 * n) * Part::kGroups + group) * 8;
           scale[n] = __halves2half2(from[0], from[8 * Part::kGroups]);
         }
@@ -302,20 +303,21 @@ class Many {
 
 }  // namespace
 
-// Tiles as in select.h. With zero points the largest tile would spill registers, so it does not exist.
-#define ORIN_TILE(group, tile, threads, has_zeros, name, ...)                                     \
-  extern "C" __global__ void __launch_bounds__(threads, 1) int4_gemm_many_##group##_##tile##name( \
-      Int4GemmParams p) {                                                                         \
-    Many<__VA_ARGS__, group, has_zeros>(p).run();                                                 \
+// Tiles as in select.h. With zero points those of the most registers would spill, so they do not exist.
+#define ORIN_TILE(group, tile, threads, blocks, has_zeros, name, ...)                                  \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) int4_gemm_many_##group##_##tile##name( \
+      Int4GemmParams p) {                                                                              \
+    Many<__VA_ARGS__, group, has_zeros>(p).run();                                                      \
   }
-#define ORIN_TILES(group, has_zeros, name)                            \
-  ORIN_TILE(group, 32x64, 128, has_zeros, name, 32, 64, 1, 4, 4)      \
-  ORIN_TILE(group, 64x64, 128, has_zeros, name, 64, 64, 2, 2, 4)      \
-  ORIN_TILE(group, 128x128, 256, has_zeros, name, 128, 128, 2, 4, 3)
+#define ORIN_TILES(group, has_zeros, name)                                \
+  ORIN_TILE(group, 32x64, 128, 1, has_zeros, name, 32, 64, 1, 4, 4)       \
+  ORIN_TILE(group, 32x128, 128, 1, has_zeros, name, 32, 128, 1, 4, 3)     \
+  ORIN_TILE(group, 64x64, 128, 1, has_zeros, name, 64, 64, 2, 2, 4)       \
+  ORIN_TILE(group, 64x128, 128, 1, has_zeros, name, 64, 128, 1, 4, 3)
 #define ORIN_GROUP(group)            \
   ORIN_TILES(group, false, )         \
   ORIN_TILES(group, true, _zeros)    \
-  ORIN_TILE(group, 128x256, 256, false, , 128, 256, 2, 4, 3)
+  ORIN_TILE(group, 64x256, 128, 1, false, , 64, 256, 1, 4, 2)
 
 ORIN_GROUP(32)
 ORIN_GROUP(64)

@@ -16,19 +16,29 @@ using namespace int4_gemm;
 constexpr int kGroupSizes[] = {32, 64, 128};
 
 #define ORIN_FEW(group, tokens, name) {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens name, kMaxShared}
-#define ORIN_FEW_GROUP(group)                                                 \
-  {{{ORIN_FEW(group, 8, ""), ORIN_FEW(group, 8, "_zeros")},                   \
-    {ORIN_FEW(group, 16, ""), ORIN_FEW(group, 16, "_zeros")}},                \
-   {{ORIN_FEW(group, 8, "_pair"), ORIN_FEW(group, 8, "_pair_zeros")},         \
-    {ORIN_FEW(group, 16, "_pair"), ORIN_FEW(group, 16, "_pair_zeros")}}}
+#define ORIN_FEW_TOKENS(group, tokens)                                          \
+  {{ORIN_FEW(group, tokens, ""), ORIN_FEW(group, tokens, "_ragged")},           \
+   {ORIN_FEW(group, tokens, "_zeros"), ORIN_FEW(group, tokens, "_zeros_ragged")}}
+#define ORIN_FEW_GROUP(group) {ORIN_FEW_TOKENS(group, 8), ORIN_FEW_TOKENS(group, 16)}
 const Kernel few[3][2][2][2] = {ORIN_FEW_GROUP(32), ORIN_FEW_GROUP(64), ORIN_FEW_GROUP(128)};
+
+#define ORIN_NORM(group, tokens, name) \
+  {"int4_gemm_few_norm", "int4_gemm_few_norm_" #group "_" #tokens name, kMaxShared}
+#define ORIN_NORM_TOKENS(group, tokens)                                                                                \
+  {{ORIN_NORM(group, tokens, ""), ORIN_NORM(group, tokens, "_phases"), ORIN_NORM(group, tokens, "_ragged")},           \
+   {ORIN_NORM(group, tokens, "_zeros"), ORIN_NORM(group, tokens, "_zeros_phases"),                                     \
+    ORIN_NORM(group, tokens, "_zeros_ragged")}}
+#define ORIN_NORM_GROUP(group) {ORIN_NORM_TOKENS(group, 8), ORIN_NORM_TOKENS(group, 16)}
+const Kernel few_norm[3][2][2][3] = {ORIN_NORM_GROUP(32), ORIN_NORM_GROUP(64), ORIN_NORM_GROUP(128)};
 
 #define ORIN_MANY(group, tile, zeros, shared) {"int4_gemm_many", "int4_gemm_many_" #group "_" #tile zeros, shared}
 #define ORIN_MANY_GROUP(group)                                                                           \
-  {{ORIN_MANY(group, 32x64, "", 65536), ORIN_MANY(group, 64x64, "", 98304),                              \
-    ORIN_MANY(group, 128x128, "", 131072), ORIN_MANY(group, 128x256, "", kMaxShared)},                   \
-   {ORIN_MANY(group, 32x64, "_zeros", 65536), ORIN_MANY(group, 64x64, "_zeros", 98304),                  \
-    ORIN_MANY(group, 128x128, "_zeros", 131072), ORIN_MANY(group, 128x128, "_zeros", 131072)}}
+  {{ORIN_MANY(group, 32x64, "", 65536), ORIN_MANY(group, 32x128, "", 65536),                             \
+    ORIN_MANY(group, 64x64, "", 98304), ORIN_MANY(group, 64x128, "", 81920),                             \
+    ORIN_MANY(group, 64x256, "", 81920)},                                                                \
+   {ORIN_MANY(group, 32x64, "_zeros", 65536), ORIN_MANY(group, 32x128, "_zeros", 65536),                 \
+    ORIN_MANY(group, 64x64, "_zeros", 98304), ORIN_MANY(group, 64x128, "_zeros", 81920),                 \
+    ORIN_MANY(group, 64x128, "_zeros", 81920)}}
 const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), ORIN_MANY_GROUP(128)};
 
 const Kernel norm_rows("int4_gemm_prepare", "int4_gemm_norm_rows");
@@ -61,6 +71,9 @@ int check(const Int4Gemm& a) {
   if (a.tile == 1 && a.tokens > kFewTokens) {
     return bad_argument("int4_gemm: tile: expected at most %d tokens for tile 1, found %d", kFewTokens, a.tokens);
   }
+  if (a.zeros && a.tile > 1 && kTiles[a.tile - 2].rows > 128) {
+    return bad_argument("int4_gemm: tile: expected one of up to 128 rows for a matrix with zero points, found %d", a.tile);
+  }
   return kOk;
 }
 
@@ -74,16 +87,26 @@ Choice choice_of(const Int4Gemm& a, const Device& device) {
   if (!a.tile) return choose(s, device);
   Choice c;
   c.tile = a.tile - 2;
-  c.splits = std::max(1, std::min(a.splits, a.k / kChunkColumns));
   if (c.is_few()) {
-    c.blocks = a.blocks ? std::min(a.blocks, num_stripes(s)) : std::min(num_stripes(s), device.sm_count / c.splits);
-    c.normalises_first = s.has_norm && (c.splits > 1 || s.k > kMaxFusedNorm);
-    arrange_warps(s, device.max_shared_bytes > 200 * 1024 ? kMaxWarps : kMaxWarps / 2, c);
-    if (a.warps_n) c.warps_n = a.warps_n;
-    if (a.stripes) c.stripes = std::min(2, a.stripes);
-    if (a.warps_k) c.warps_k = std::min(a.warps_k, num_chunks(s) / c.splits);
+    c = choose_few(s, device);
+    const int most = s.has_norm ? most_norm_warps(s, has_phases(s)) : kMaxWarps;
+    const bool all_chunks = s.has_norm && !has_phases(s);  // each warp has one chunk
+    if (a.warps_k && !all_chunks) c.warps_k = std::min({a.warps_k, num_chunks(s), most});
+    if (a.warps_n) c.warps_n = std::min(a.warps_n, most / c.warps_k);
+    c.warps_n = std::max(1, std::min(c.warps_n, most / c.warps_k));
+    const int shared = std::min(kMaxShared, device.max_shared_bytes);
+    Device fewer = device;
+    if (a.blocks) fewer.sm_count = a.blocks;
+    spread_tiles(s, fewer, shared, c);
+    if (few_shared(s, c).bytes > shared) spread_tiles(s, device, shared, c);
+    if (a.stripes && s.has_norm) {
+      c.round_tiles = std::min(a.stripes, c.round_tiles);
+      c.rounds = ceil_div(c.warp_tiles, c.round_tiles);
+      if (few_shared(s, c).bytes > shared) spread_tiles(s, fewer, shared, c);
+    }
   } else {
     const Tile& t = kTiles[c.tile];
+    c.splits = std::max(1, std::min(a.splits, num_chunks(s)));
     c.blocks = ceil_div(s.tokens, t.tokens) * ceil_div(s.n, t.rows);
     c.group_m = std::min(ceil_div(s.tokens, t.tokens), a.blocks ? a.blocks : 8);
     c.normalises_first = s.has_norm || s.has_rows;
@@ -110,25 +133,28 @@ Int4GemmParams params_of(const Int4Gemm& a, const Choice& c) {
   p.tokens = a.tokens, p.n = a.n, p.k = a.k;
   p.swiglu = a.swiglu, p.float32_output = a.float32_output, p.norm_eps = a.norm_eps;
   p.is_plain = !a.bias && !a.rows && !a.swiglu && !a.float32_output && a.n % 2 == 0;
-  p.splits = c.splits, p.warps_n = c.warps_n, p.warps_k = c.warps_k, p.group_m = c.group_m;
+  p.chunks = num_chunks(shape_of(a)), p.row_bytes = 2 * a.k;
+  p.splits = c.splits, p.group_m = c.group_m;
   return p;
 }
 
 int launch_few(const Int4Gemm& a, const Choice& c, Int4GemmParams p, Stream stream) {
-  Shape s = shape_of(a);
-  s.has_norm = p.norm != nullptr;
+  const Shape s = shape_of(a);
   const FewShared at = few_shared(s, c);
-  p.stripes = num_stripes(s) / c.blocks, p.more_stripes = num_stripes(s) % c.blocks;
-  const int shares = c.splits * c.warps_k, groups = s.k / s.group_size;
-  p.chunks = s.k / kChunkColumns / shares, p.more_chunks = s.k / kChunkColumns % shares;
-  p.has_short_chunk = s.k % kChunkColumns != 0;
+  const int groups = s.k / s.group_size, step = c.blocks * c.warps_n;
+  p.tiles = few_tiles(s), p.warp_tiles = c.warp_tiles, p.round_tiles = c.round_tiles, p.rounds = c.rounds;
+  p.warp_chunks = num_chunks(s) / c.warps_k, p.more_chunks = num_chunks(s) % c.warps_k;
   p.stripe_bytes = 4 * s.k, p.stripe_scale_bytes = 16 * groups, p.stripe_zero_bytes = 8 * ((groups + 1) / 2);
+  p.tile_step_bytes = 2 * step * p.stripe_bytes, p.tile_step_scale_bytes = 2 * step * p.stripe_scale_bytes;
+  p.buffer_bytes = at.buffer_bytes, p.squares_at = at.squares_at;
+  p.short_chunk = s.k % kChunkColumns ? num_chunks(s) - 1 : -1;
   p.inverse_k = 1.f / s.k;
-  p.x_share = x_share(s, c);
-  p.x_stride = at.x_stride, p.sums_at = at.sums_at, p.partial_at = at.partial_at;
-  const Kernel& kernel = few[group_index(a.group_size)][c.stripes - 1][a.tokens > 8][a.zeros != nullptr];
-  const Dim3 block{unsigned(c.warps_n * 32), unsigned(c.warps_k)};
-  return kernel.launch({unsigned(c.blocks), unsigned(c.splits)}, block, at.bytes, stream, p);
+  const int group = group_index(a.group_size);
+  const bool many_tokens = a.tokens > 8, has_zeros = a.zeros != nullptr;
+  const Kernel& kernel = s.has_norm ? few_norm[group][many_tokens][has_zeros][is_ragged(s) ? 2 : has_phases(s)]
+                                    : few[group][many_tokens][has_zeros][is_ragged(s)];
+  const Dim3 block{32, unsigned(c.warps_k), unsigned(c.warps_n)};
+  return kernel.launch({unsigned(c.blocks)}, block, at.bytes, stream, p);
 }
 
 }  // namespace
@@ -154,8 +180,8 @@ ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count
   const Choice c = choice_of(*a, device);
   const char* norm = c.normalises_first ? ", norm first" : "";
   if (c.is_few()) {
-    std::snprintf(text, sizeof text, "few %dx%d warps of %d stripes, %d blocks, %d splits%s", c.warps_n, c.warps_k,
-                  c.stripes, c.blocks, c.splits, norm);
+    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds", c.warps_n, c.warps_k, c.blocks,
+                  c.warp_tiles, c.rounds);
   } else {
     std::snprintf(text, sizeof text, "many %dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
                   kTiles[c.tile].rows, c.blocks, c.splits, c.group_m, norm);
@@ -183,7 +209,6 @@ ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
     if (const int status = norm_rows.launch({unsigned(a->tokens)}, {256}, shared, stream, first)) return status;
     p.x = a->workspace, p.norm = nullptr;
   }
-  p.x_is_gathered = c.normalises_first;
   if (c.is_few()) return launch_few(*a, c, p, stream);
   const Tile& tile = kTiles[c.tile];
   const Kernel& kernel = many[group_index(a->group_size)][a->zeros != nullptr][c.tile];

@@ -4,51 +4,48 @@
 
 namespace orin {
 
-constexpr int kStripeRows = 8;     // rows of W that the kernel layout interleaves
+constexpr int kStripeRows = 8;      // rows of W that the kernel layout interleaves
 constexpr int kChunkColumns = 128;  // columns of one row that lie together: 64 bytes
 
 struct Int4GemmParams {
-  const void* x;         // float16 [*, k]
-  const void* weight;    // int4, kernel layout
-  const void* scales;    // float16, kernel layout
-  const void* zeros;     // packed, kernel layout; null = 8 everywhere
-  const float* norm;     // [k] or null
-  const void* bias;      // float16 [n] or null
-  const void* residual;  // float16 [tokens, n'] or null
-  const int* rows;       // [tokens], row of x of each token, -1 = skipped; or null
-  void* y;               // [tokens, n'], n' = n, or n/2 for swiglu
-  float* partials;       // [splits, tokens, n] when splits > 1
-  int* semaphores;       // one per output tile when splits > 1; zero before and after
+  // What a launch for few tokens needs first lies together, in one or two lines of the constant cache.
+  const void* x;       // float16 [*, k]
+  const void* weight;  // int4, kernel layout
+  const void* scales;  // float16, kernel layout
   int tokens;
-  int n;
-  int k;
+  unsigned row_bytes;                         // of x
+  unsigned stripe_bytes, stripe_scale_bytes;  // of a stripe of 8 rows
+  int warp_chunks, more_chunks;               // few, no norm: of each warp; the first more_chunks have one more
+  int tiles;                                  // few: of W, a stripe or, with a norm, two
+  int warp_tiles;                             // few: most of a warp
+  const int* rows;                            // [tokens], row of x of each token, -1 = skipped; or null
+  const float* norm;                          // [k] or null
+  unsigned tile_step_bytes, tile_step_scale_bytes;  // few, norm: from a tile of a warp to its next
+  int round_tiles, rounds;                    // few, norm: tiles between two barriers
+  int chunks;                                 // of 128 columns, the last may be short
+  int buffer_bytes, squares_at;               // few, norm: in shared memory, from few_shared() in select.h
+  int n, k;
+  unsigned stripe_zero_bytes;
+  int short_chunk;  // the last one if it has fewer than 128 columns, else -1
+  float inverse_k, norm_eps;
   int swiglu;
   int float32_output;
-  float norm_eps;
-  int is_plain;       // at most a residual follows, y is float16 and n even
-  int x_is_gathered;  // rows of x are in the order of the tokens already
-  int splits;   // blocks that share the columns of one output tile
-  int warps_n;  // few: warps side by side over stripes
-  int warps_k;  // few: warps that share the columns of a stripe
-  int group_m;  // many: tiles along the tokens that run together
-  // few: stripes of each block and whole chunks of each warp along k of all splits; the first more_... have one more
-  int stripes, more_stripes;
-  int chunks, more_chunks;
-  int has_short_chunk;  // few: k is no multiple of 128
-  int stripe_bytes, stripe_scale_bytes, stripe_zero_bytes;  // few: of a stripe of 8 rows
-  float inverse_k;
-  int x_share;  // few: 2^x_share warps share a token
-  // few: offsets in shared memory, from few_shared() in select.h
-  int x_stride;
-  int sums_at;
-  int partial_at;
+  int is_plain;          // at most a residual follows, y is float16 and n even
+  const void* zeros;     // packed, kernel layout; null = 8 everywhere
+  const void* bias;      // float16 [n] or null
+  const void* residual;  // float16 [tokens, n'] or null
+  void* y;               // [tokens, n'], n' = n, or n/2 for swiglu
+  float* partials;       // many: [splits, tokens, n] when splits > 1
+  int* semaphores;       // many: one per output tile when splits > 1; zero before and after
+  int splits;            // many: blocks that share the columns of one output tile
+  int group_m;           // many: tiles along the tokens that run together
 };
 
 struct NormRowsParams {
-  const void* x;     // float16 [*, k]
+  const void* x;      // float16 [*, k]
   const float* norm;  // [k] or null
-  const int* rows;   // [tokens] or null
-  void* y;           // float16 [tokens, k]; zeros where the row is -1
+  const int* rows;    // [tokens] or null
+  void* y;            // float16 [tokens, k]; zeros where the row is -1
   int k;
   float norm_eps;
 };

@@ -9,11 +9,10 @@
 
 namespace orin::int4_gemm {
 
-constexpr int kFewTokens = 16;       // most tokens of the path that is limited by reading W
-constexpr int kMaxWarps = 16;        // of a block of that path
+constexpr int kFewTokens = 16;        // most tokens of the path that is limited by reading W
+constexpr int kMaxWarps = 16;         // of a block of that path
 constexpr int kMaxSplits = 16;
-constexpr int kSemaphores = 4096;    // output tiles of a launch that splits columns
-constexpr int kMaxFusedNorm = 8192;  // columns: 32 sums of 256; longer rows are normalised by a kernel of their own
+constexpr int kSemaphores = 4096;     // output tiles of a launch that splits columns
 constexpr int kMaxShared = 160 * 1024;  // of a block: what Orin has, rounded down
 
 struct Shape {
@@ -33,10 +32,9 @@ struct Tile {
 };
 
 constexpr Tile kTiles[] = {
-    {32, 64, 128, 4, 4, 0.55f, 0.8f, 2.2f},
-    {64, 64, 128, 4, 2, 0.875f, 0.85f, 2.9f},
-    {128, 128, 256, 3, 1, 1.815f, 1.f, 6.f},
-    {128, 256, 256, 3, 1, 2.915f, 1.f, 8.7f},
+    {32, 64, 128, 4, 4, 0.525f, 0.7f, 3.2f},  {32, 128, 128, 3, 4, 0.765f, 0.58f, 3.8f},
+    {64, 64, 128, 4, 2, 0.875f, 0.85f, 2.9f}, {64, 128, 128, 3, 3, 1.1f, 0.69f, 5.5f},
+    {64, 256, 128, 2, 2, 1.81f, 0.77f, 6.f},
 };
 constexpr float kSplitCost = 2.5f;  // of splitting columns; and of the values that are left and added up:
 constexpr float kAddCost[] = {3e-4f, 1.5e-4f};  // each, and each of each split
@@ -46,8 +44,9 @@ struct Choice {
   int tile = -1;  // index of kTiles; -1 = the path for few tokens
   int blocks = 1;
   int splits = 1;
-  int warps_n = 1, warps_k = 1;
-  int stripes = 1;  // that a warp of the path for few tokens takes at a time: 1 or 2
+  int warps_n = 1, warps_k = 1;   // few
+  int warp_tiles = 1;             // few: most of a warp, of one stripe or, with a norm, of two
+  int round_tiles = 1, rounds = 1;  // few, norm: of these between two barriers
   int group_m = 1;
   bool normalises_first = false;  // norm and rows by a kernel of their own, into the workspace
 
@@ -58,28 +57,32 @@ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int num_stripes(const Shape& s) { return ceil_div(s.n, kStripeRows); }
 constexpr int num_chunks(const Shape& s) { return ceil_div(s.k, kChunkColumns); }
 
+// A short chunk or a short stripe: kernels of their own, so that the others know nothing of them.
+constexpr bool is_ragged(const Shape& s) {
+  return s.k % kChunkColumns != 0 || s.n % (s.has_norm ? 2 * kStripeRows : kStripeRows) != 0;
+}
+
+constexpr int few_tiles(const Shape& s) { return ceil_div(s.n, s.has_norm ? 2 * kStripeRows : kStripeRows); }
+
 // Bytes of shared memory of the path for few tokens and where its parts lie.
 struct FewShared {
-  int x_stride, sums_at, partial_at, bytes;
+  int buffer_bytes, squares_at, bytes;
 };
 
 constexpr FewShared few_shared(const Shape& s, const Choice& c) {
-  const int share = ceil_div(s.k / kChunkColumns, c.splits * c.warps_k);  // of a warp
-  const int width = (std::min(s.k / kChunkColumns, share * c.warps_k) + (s.k % kChunkColumns != 0)) * kChunkColumns;
-  FewShared at{};
-  at.x_stride = 2 * width + 64;  // 64: neighbouring tokens start half of the banks apart
-  at.sums_at = s.tokens * at.x_stride;
-  at.partial_at = at.sums_at + (s.has_norm && !c.normalises_first ? 4 * s.tokens * 32 : 0);
-  at.bytes = at.partial_at + (c.warps_k > 1 ? 2 * c.stripes * c.warps_n * c.warps_k * s.tokens * 4 * kStripeRows : 0);
-  return at;
+  const int warps = c.warps_n * c.warps_k, row_bytes = 4 * s.tokens * kStripeRows;
+  if (!s.has_norm) return {0, 0, c.warp_tiles * warps * row_bytes};
+  const int buffer = c.round_tiles * warps * 2 * row_bytes, squares = (c.rounds > 1 ? 2 : 1) * buffer;
+  return {buffer, squares, squares + num_chunks(s) * 4 * (s.tokens > 8 ? 16 : 8)};
 }
 
-// Warps that share a token of the block when tokens are copied and normalised: a power of two.
-constexpr int x_share(const Shape& s, const Choice& c) {
-  int share = 0;
-  while ((2 << share) * s.tokens <= c.warps_n * c.warps_k) ++share;
-  return share;
+// Warps of a block for which int4_gemm_few_norm.cu has registers where each has one chunk, and where it has several.
+constexpr int most_norm_warps(const Shape& s, bool has_phases) {
+  if (has_phases || is_ragged(s)) return s.group_size == 128 && s.tokens <= 8 && !is_ragged(s) ? 10 : 8;
+  return s.group_size == 32 && s.tokens > 8 ? 8 : kMaxWarps;
 }
+
+constexpr bool has_phases(const Shape& s) { return is_ragged(s) || num_chunks(s) > most_norm_warps(s, false); }
 
 constexpr int many_shared(const Shape& s, const Tile& tile) {
   const int groups = kChunkColumns / s.group_size, stripes = tile.rows / kStripeRows;
@@ -87,38 +90,55 @@ constexpr int many_shared(const Shape& s, const Tile& tile) {
          (tile.tokens * 2 * kChunkColumns + stripes * (512 + 16 * groups + 8 * std::max(1, groups / 2)));
 }
 
-// Warps over stripes and over columns with the shortest time: a step (one chunk of one stripe) of the slowest warp
-// costs a few times what starting one more warp does, which also helps with more tokens. Two stripes at a time cost
-// 1.3 steps.
-inline void arrange_warps(const Shape& s, int max_warps, Choice& c) {
-  const int stripes = ceil_div(num_stripes(s), c.blocks), chunks = ceil_div(num_chunks(s), c.splits);
-  const float per_warp = s.tokens > 1 ? 0.3f : 0.8f;
+// With a norm each warp has one chunk, or as few as it can; a second row of warps pays once each has many tiles.
+inline void arrange_norm_warps(const Shape& s, const Device& device, Choice& c) {
+  const int most = most_norm_warps(s, has_phases(s)), chunks = num_chunks(s);
+  c.warps_k = ceil_div(chunks, ceil_div(chunks, most));
+  c.warps_n = std::max(1, std::min(most / c.warps_k, ceil_div(few_tiles(s), 8 * device.sm_count)));
+}
+
+// Without one, the time of the slowest warp: its chunks, one more per tile for starting and adding up, and what each
+// warp adds to the others' time.
+inline void arrange_plain_warps(const Shape& s, const Device& device, int shared, Choice& c) {
   float best = 1e30f;
-  for (int k = 1; k <= std::min(max_warps, chunks); ++k) {
-    for (int at_once = 1; at_once <= std::min(2, stripes); ++at_once) {
-      for (int n = 1; n <= std::min(max_warps / k, ceil_div(stripes, at_once)); ++n) {
-        const int rounds = ceil_div(stripes, n * at_once), steps = rounds * ceil_div(chunks, k);
-        const float cost = 2.f * (at_once == 2 ? 1.3f : 1.f) * steps + per_warp * n * k + (k > 1 ? 4 : 1) * rounds;
-        if (cost < best) best = cost, c.warps_n = n, c.warps_k = k, c.stripes = at_once;
-      }
+  for (int k = 1; k <= std::min(kMaxWarps, num_chunks(s)); ++k) {
+    for (int n = 1; n <= kMaxWarps / k; ++n) {
+      const int tiles = ceil_div(few_tiles(s), device.sm_count * n);
+      const float cost = tiles * (ceil_div(num_chunks(s), k) + 1) + 0.25f * n * k;
+      if (cost >= best || tiles * n * k * 4 * s.tokens * kStripeRows > shared) continue;
+      best = cost, c.warps_n = n, c.warps_k = k;
     }
   }
 }
 
-// One block per SM and all columns in it, unless the tokens alone would fill shared memory. Where a block would have a
-// single stripe and there are several tokens, half as many blocks read the tokens half as often.
+// Blocks and rounds for given warps: one block per SM, as few blocks as do not make any of them slower, and sums of as
+// many tiles between two barriers as shared memory holds.
+inline void spread_tiles(const Shape& s, const Device& device, int shared, Choice& c) {
+  const int tiles = few_tiles(s);
+  c.warp_tiles = ceil_div(tiles, device.sm_count * c.warps_n);
+  c.blocks = ceil_div(tiles, c.warps_n * c.warp_tiles);
+  c.warp_tiles = ceil_div(tiles, c.blocks * c.warps_n);
+  c.rounds = 1, c.round_tiles = c.warp_tiles;
+  while (c.round_tiles > 1 && few_shared(s, c).bytes > shared) {
+    c.rounds = ceil_div(c.warp_tiles, --c.round_tiles);
+  }
+  c.round_tiles = ceil_div(c.warp_tiles, c.rounds);
+}
+
 inline Choice choose_few(const Shape& s, const Device& device) {
   Choice c;
-  const int max_warps = device.max_shared_bytes > 200 * 1024 ? kMaxWarps : kMaxWarps / 2;
-  const int stripes = num_stripes(s);
-  c.normalises_first = s.has_norm && s.k > kMaxFusedNorm;
-  for (c.splits = 1; c.splits <= kMaxSplits; ++c.splits) {
-    if (c.splits > 1) c.normalises_first = s.has_norm;
-    const int most = std::max(1, device.sm_count / c.splits);
-    c.blocks = stripes > most ? most : s.tokens > 1 ? ceil_div(stripes, 2) : stripes;
-    arrange_warps(s, max_warps, c);
-    if (few_shared(s, c).bytes <= std::min(kMaxShared, device.max_shared_bytes)) break;
+  const int shared = std::min(kMaxShared, device.max_shared_bytes);
+  if (s.has_norm) {
+    arrange_norm_warps(s, device, c);
+    spread_tiles(s, device, shared, c);
+    return c;
   }
+  Device many = device;  // blocks one after another where one alone could not hold the sums of its tiles
+  do {
+    arrange_plain_warps(s, many, shared, c);
+    spread_tiles(s, many, shared, c);
+    many.sm_count *= 2;
+  } while (few_shared(s, c).bytes > shared);
   return c;
 }
 

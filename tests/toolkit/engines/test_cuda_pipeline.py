@@ -201,3 +201,16 @@ def test_around_a_threshold(engine: Any, bundle: Bundle, cpu: Scheduler, edge: i
     length = min(edge - 6, 1010)
     request = Request(tuple(1 + j % 4000 for j in range(length)), max_tokens=min(13, 1024 - length))
     assert run(served, [request]) == run(cpu, [request])
+
+
+def test_a_kept_beginning_changes_no_token(engine: Any, bundle: Bundle) -> None:
+    served = serve(engine, bundle)
+    system = tuple(1 + 7 * j % 4000 for j in range(150))
+    asked = [Request((*system, *rest), max_tokens=20, cuts=(150,)) for rest in ((5, 6), (7,), (8, 9, 10))]
+    without = [run(serve(engine, bundle), [request])[0] for request in asked]
+    assert [run(served, [request])[0] for request in asked] == without
+    served.submit(asked[0])
+    ends = []
+    while not served.is_idle:
+        ends += [event for event in served.step() if isinstance(event, Finished)]
+    assert ends[0].timings.reused_tokens == 150

@@ -34,6 +34,9 @@ def serve(graph: Path, recipe: Recipe, model: ModelSpec) -> None:
     caches = engine.caches(shapes.slots, shapes.capacity, shapes.chunk)
     for array in caches.arrays.values():
         array.fill(0.5)
+    spare = caches.spare(shapes.snapshots)
+    for place in range(shapes.snapshots):
+        spare.save(0, place)
     context = engine.context(Profile("prefill", shapes.chunk, 1), caches)
     ids, slot = np.zeros(shapes.chunk, np.int32), np.zeros(1, np.int32)
     edges, last = np.array([0, shapes.chunk], np.int32), np.array([shapes.chunk - 1], np.int32)

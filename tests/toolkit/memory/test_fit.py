@@ -60,5 +60,5 @@ def test_where_nothing_suffices_all_together_come_last() -> None:
 
 
 def test_a_recipe_that_is_small_already_has_nothing_to_change() -> None:
-    least = recipe({"slots": 1, "capacity": 1024, "chunk": 128}, embedding="int4")
+    least = recipe({"slots": 1, "snapshots": 0, "capacity": 1024, "chunk": 128}, embedding="int4")
     assert changes(HYBRID, least, "cuda", GIB) == ()

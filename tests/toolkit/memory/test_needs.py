@@ -40,6 +40,13 @@ def test_the_numbers_of_a_hybrid_by_hand() -> None:
     assert item(plan, "weights") == pytest.approx(weights, rel=0.01)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_snapshot_takes_what_a_slot_does(engine: str) -> None:
+    slot = sum(state_bytes(HYBRID, recipe()).values()) // 4
+    found = [item(memory_plan(HYBRID, recipe({"snapshots": count}), engine), "snapshots") for count in (0, 1, 3)]
+    assert found == [0, slot, 3 * slot]
+
+
 def test_a_window_is_a_ring() -> None:
     assert state_bytes(RING, recipe()) == {"kv_0": 4 * 2 * 2 * 1536 * 128 * 2}  # 1000 + 512, a multiple of 64
 
@@ -75,7 +82,9 @@ def test_decode_sizes(slots: int, sizes: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    "shapes", [{"slots": 8}, {"capacity": 8192}, {"chunk": 1024}], ids=["slots", "capacity", "chunk"]
+    "shapes",
+    [{"slots": 8}, {"snapshots": 4}, {"capacity": 8192}, {"chunk": 1024}],
+    ids=["slots", "snapshots", "capacity", "chunk"],
 )
 def test_more_of_anything_needs_more(shapes: dict[str, int], engine: str) -> None:
     base = memory_plan(HYBRID, recipe(), engine)

@@ -30,6 +30,23 @@ class FakeCaches:
     def length(self, slot: int) -> int:
         return sum(map(len, self.steps[slot]))
 
+    def spare(self, count: int) -> FakeSpare:
+        return FakeSpare(self, [[] for _ in range(count)])
+
+
+@dataclass
+class FakeSpare:
+    """Copies of slots."""
+
+    caches: FakeCaches
+    places: list[list[tuple[int, ...]]]
+
+    def save(self, slot: int, place: int) -> None:
+        self.places[place] = list(self.caches.steps[slot])
+
+    def restore(self, place: int, slot: int) -> None:
+        self.caches.steps[slot] = list(self.places[place])
+
 
 @dataclass
 class FakeEngine:

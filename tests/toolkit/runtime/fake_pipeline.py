@@ -49,6 +49,7 @@ class FakePipeline:
         self._decode = {
             size: engine.context(Profile(f"decode {size}", size, size), caches) for size in decode_sizes(shapes.slots)
         }
+        self.spare = caches.spare(shapes.snapshots)
         self._rows: dict[int, DeviceRow] = {}
         self._flight: deque[tuple[Chosen, ...]] = deque()
         self._fault: EngineError | None = None

@@ -56,7 +56,7 @@ def test_a_session_remembers_questions_and_answers() -> None:
     assert [message["role"] for message in session.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert session.messages[2]["content"] == first
 
-    prompt = TOKENIZER.encode_chat(session.messages[:4], capacity=256)
+    prompt = TOKENIZER.encode_chat(session.messages[:4], capacity=256).tokens
     again = list(stream(scheduler(capacity=256), Request(prompt, max_tokens=6)))
     assert session.messages[4]["content"] == text_of(again)
 

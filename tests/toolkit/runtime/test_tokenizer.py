@@ -93,7 +93,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(content: bytes) -> None:
 
 def chat(settings: Any = None, template: str | None = None) -> str:
     tokenizer = Tokenizer.parse(files(settings, template))
-    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}], capacity=100)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "hi"}], capacity=100).tokens
     return tokenizer._inner.decode(ids, skip_special_tokens=False)
 
 

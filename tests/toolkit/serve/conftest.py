@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.serve.servers import Server, fake_bundle, num_descriptors, wait_for
+from toolkit.serve.servers import Server, fake_bundle, num_descriptors, serving, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +35,8 @@ def start(bundle: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="module")
 def shared(bundle: Path) -> Iterator[Server]:
     """One daemon for the tests of a module; its steps last 3 ms, so that there is time to interfere."""
-    server = Server(bundle, delay=0.003, fault_limit=10000, restart=0.2, restart_limit=0.2, drain=0.0)
-    server.wait_ready()
-    yield server
-    assert server.stop() == 0
+    with serving(bundle, delay=0.003, fault_limit=10000, restart=0.2, restart_limit=0.2, drain=0.0) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class Server:
         except OSError:
             return False
 
-    def wait_ready(self, seconds: float = 20) -> None:
+    def wait_ready(self, seconds: float = 60) -> None:
         wait_for(self.is_ready, self.explain, seconds)
 
     def metric(self, line: str) -> float:
@@ -178,7 +178,22 @@ class Server:
             raise
 
 
-def wait_for(happened: Callable[[], Any], explain: Callable[[], str] = str, seconds: float = 20) -> None:
+@contextlib.contextmanager
+def serving(bundle: Path, key: str | None = None, **settings: Any) -> Iterator[Server]:
+    """A daemon that is ready, and must drain cleanly at the end."""
+    server = Server(bundle, **settings)
+    server.key = key
+    try:
+        server.wait_ready()
+        yield server
+        assert server.stop() == 0
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+def wait_for(happened: Callable[[], Any], explain: Callable[[], str] = str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, explain()

@@ -16,7 +16,8 @@ from orinkit.serve.ask import Ask
 from orinkit.serve.jobs import Mailbox, News
 from toolkit.runtime.serving import TOKENIZER
 
-TIMINGS = Timings(3, 2, 0.1, 0.2, 0.3)
+TIMINGS = Timings(3, 2, 0.1, 0.2, 0.3, 1)
+DETAILS = {"prompt_tokens_details": {"cached_tokens": 1}}
 END = Finished(1, "stop", "!", TIMINGS)
 A, B = Token(1, 70, -0.5, "x"), Token(1, 71, -1.5, "y")
 
@@ -42,7 +43,7 @@ def test_a_whole_chat_answer() -> None:
     assert whole["object"] == "chat.completion"
     assert whole["choices"][0]["message"] == {"role": "assistant", "content": "xy!", "refusal": None}
     assert whole["choices"][0]["finish_reason"] == "stop"
-    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert whole["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, **DETAILS}
 
 
 def test_a_stream_begins_with_the_role_and_ends_with_done() -> None:
@@ -56,7 +57,7 @@ def test_the_usage_comes_last_and_with_all_choices() -> None:
     made = answer(Answer, (0, A), (1, B), (1, END), (0, END), n=2, stream=True, include_usage=True)
     *_, usage, _ = events(made)
     assert usage["choices"] == []
-    assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, **DETAILS}
 
 
 def test_no_stream_is_empty_or_ends_without_an_end() -> None:

@@ -16,7 +16,7 @@ import pytest
 from orinkit.errors import ServiceError
 from orinkit.serve import api, daemon
 from orinkit.serve.metrics import Metrics
-from toolkit.serve.servers import MODEL, Server
+from toolkit.serve.servers import MODEL, Server, serving
 
 KEYS = ("sk-first-of-all-the-keys", "sk-second-of-all-the-keys")
 CANARY = "canary-7f3a9c"
@@ -29,11 +29,8 @@ def keyed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     path = tmp_path_factory.mktemp("keys") / "api_keys"
     path.write_text("\n".join(KEYS))
     path.chmod(0o400)
-    server = Server(bundle, api_keys=str(path))
-    server.key = KEYS[0]
-    server.wait_ready()
-    yield server
-    assert server.stop() == 0
+    with serving(bundle, KEYS[0], api_keys=str(path)) as server:
+        yield server
 
 
 def public_routes() -> dict[str, api.Route]:

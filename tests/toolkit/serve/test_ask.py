@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orinkit.errors import RequestError, ServiceError
+from orinkit.runtime.tokenizer import ChatPrompt
 from orinkit.serve import ask
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -51,9 +52,10 @@ def test_every_field_arrives() -> None:
 
 def test_choices_have_seeds_of_their_own() -> None:
     asked = ask.completion({"model": "m", "prompt": "x", "n": 3, "seed": -1, "user": "me"})
-    made = asked.requests((4, 5), 9.0, "key 1")
+    made = asked.requests(ChatPrompt((4, 5), ()), 9.0, "key 1")
     assert [request.sampling.seed for request in made] == [2**64 - 1, 0, 1]
-    assert {(request.prompt, request.deadline, request.client) for request in made} == {((4, 5), 9.0, "key 1 me")}
+    assert {(request.prompt, request.cuts) for request in made} == {((4, 5), (1,))}
+    assert {(request.deadline, request.client) for request in made} == {(9.0, "key 1 me")}
 
 
 @pytest.mark.parametrize(

@@ -18,17 +18,15 @@ import pytest
 
 from orinkit.bundle import write
 from orinkit.bundle.manifest import MANIFEST, decode
-from toolkit.serve.servers import MODEL, Server
+from toolkit.serve.servers import MODEL, Server, serving
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "Tom has 3 apples."}]
 
 
 @pytest.fixture(scope="module")
 def demo(demo_bundle: Path) -> Iterator[Server]:
-    server = Server(demo_bundle, engine="onnxruntime", name=MODEL)
-    server.wait_ready()
-    yield server
-    assert server.stop() == 0
+    with serving(demo_bundle, engine="onnxruntime", name=MODEL) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +136,11 @@ def tooled(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     manifest = decode((folder / MANIFEST).read_bytes())
     (folder / MANIFEST).unlink()
     write(folder, replace(manifest, files=()))
-    server = Server(folder, engine="onnxruntime", name=MODEL)
-    server.wait_ready()
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as made:
+    with (
+        serving(folder, engine="onnxruntime", name=MODEL) as server,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as made,
+    ):
         yield made
-    assert server.stop() == 0
 
 
 TOOL_LINES = """{%- if tools %}{% for tool in tools %}{{ tool | tojson }}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from orinkit.serve.pace import Pace
+from orinkit.serve.pace import Loads, Pace
 
 
 def test_a_step_has_at_least_the_least_time() -> None:
@@ -31,3 +31,11 @@ def test_a_new_worker_begins_anew() -> None:
     pace.add(100.0)
     pace.begin(0.1)
     assert pace.limit(is_reading=False) == pytest.approx(1.0)
+
+
+def test_the_usual_load_is_nearly_the_longest() -> None:
+    loads = Loads()
+    assert loads.usual == 5.0
+    for seconds in (3.0, *[1.0] * 18, 9.0):
+        loads.add(seconds)
+    assert loads.usual == 3.0

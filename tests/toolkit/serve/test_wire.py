@@ -18,7 +18,7 @@ from orinkit.runtime.request import Finished, Request, Timings, Token
 from orinkit.runtime.sampling import Sampling
 from orinkit.serve import wire
 
-TIMINGS = Timings(3, 2, 0.1, 0.2, 0.3)
+TIMINGS = Timings(3, 2, 0.1, 0.2, 0.3, 1)
 REQUEST = Request(
     (1, 2, 3),
     Sampling(temperature=0.5, logit_bias={4: -1.5}, seed=2**64 - 1),
@@ -99,10 +99,10 @@ WRONG: tuple[Any, ...] = (
     ["fault", 1, "b", 70],
     ["stepped", 0, [[1, 2, 3]], []],
     ["stepped", 0, [[1, 2, "3", "x"]], []],
-    ["stepped", 0, [], [[1, "unknown", "", [0] * 5, None]]],
+    ["stepped", 0, [], [[1, "unknown", "", [0] * 6, None]]],
     ["stepped", 0, [], [[1, "stop", "", [0] * 2, None]]],
-    ["stepped", 0, [], [[1, "stop", "", [-1] * 5, None]]],
-    ["stepped", 0, [], [[1, "stop", "", [0] * 5, "error"]]],
+    ["stepped", 0, [], [[1, "stop", "", [-1] * 6, None]]],
+    ["stepped", 0, [], [[1, "stop", "", [0] * 6, "error"]]],
 )
 
 

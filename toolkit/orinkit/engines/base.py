@@ -66,6 +66,19 @@ class Caches(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    def spare(self, count: int) -> Spare:
+        """Allocate `count` places that states of slots can be copied to; no step uses them."""
+
+
+class Spare(Protocol):
+    """Copies of what slots held at some time."""
+
+    def save(self, slot: int, place: int) -> None:
+        """Copy all states of a slot, as they are behind the steps launched so far."""
+
+    def restore(self, place: int, slot: int) -> None:
+        """Copy back, for the steps launched from here on."""
+
 
 class Context(Protocol):
     """One engine bound to one profile and one set of caches."""
@@ -108,6 +121,8 @@ class Limits:
     """Alternatives told of each token."""
     run_ahead: int
     """Steps that are launched and not yet read."""
+    snapshots: int
+    """Places for copies of slots."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +176,10 @@ class Pipeline(Protocol):
     @property
     def degraded(self) -> str | None:
         """Why steps run slower than they should, None where they do not."""
+
+    @property
+    def spare(self) -> Spare:
+        """Copies of slots."""
 
     def seat(self, slot: int, seat: Seat) -> None:
         """Prepare a slot for a sequence. Raises EngineError."""

@@ -18,6 +18,7 @@ from orinkit.engines.gpu import Gpu, Memory
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.program import PACKED, Node, Program, Weight, read_program
 from orinkit.engines.slabs import Slabs
+from orinkit.engines.spare import DeviceSpare
 from orinkit.errors import EngineError
 from orinkit.memory.arena import aligned
 from orinkit.memory.rings import ring_rows
@@ -28,7 +29,7 @@ class CudaCaches:
     """Every state as one array [S, ...] in device memory; contents mean nothing where no sequence has been."""
 
     def __init__(self, gpu: Gpu, program: Program, rows: Mapping[str, int], slots: int, capacity: int) -> None:
-        self._slots, self._capacity = slots, capacity
+        self._gpu, self._slots, self._capacity = gpu, slots, capacity
         self.rows = dict(rows)
         self.sizes = {}
         """Bytes of each state of all slots."""
@@ -49,6 +50,9 @@ class CudaCaches:
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
+
+    def spare(self, count: int) -> DeviceSpare:
+        return DeviceSpare(self._gpu, self.addresses, {n: size // self._slots for n, size in self.sizes.items()}, count)
 
 
 class CudaEngine:

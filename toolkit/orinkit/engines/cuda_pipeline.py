@@ -152,6 +152,7 @@ class CudaPipeline:
         contexts = self._captures.contexts
         self._gpu, self._choosing, self._contexts = engine.gpu, contexts.choosing, contexts
         self._limits = limits
+        self.spare = caches.spare(limits.snapshots)
         self._after_prefill = {
             rows: self._choosing.bind(contexts.inputs.addresses, rows, contexts.inputs.addresses["destinations"])
             for rows in range(1, min(caches.slots, chunk) + 1)

@@ -89,6 +89,10 @@ class Gpu:
         """Enqueue a copy to the host."""
         check(rt.cudaMemcpyAsync(host.address, address, nbytes, _TO_HOST, self.stream))
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Enqueue a copy within the device."""
+        check(rt.cudaMemcpyAsync(to, source, nbytes, _ON_DEVICE, self.stream))
+
     def synchronise(self) -> None:
         check(rt.cudaStreamSynchronize(self.stream))
 
@@ -139,3 +143,4 @@ class Gpu:
 
 _TO_DEVICE = rt.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
+_ON_DEVICE = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice

@@ -45,6 +45,25 @@ class OrtCaches:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
+    def spare(self, count: int) -> OrtSpare:
+        return OrtSpare(self, count)
+
+
+class OrtSpare:
+    """Copies of slots; see `engines.base.Spare`."""
+
+    def __init__(self, caches: OrtCaches, count: int) -> None:
+        self._caches = caches
+        self._places = {name: np.zeros((count, *array.shape[1:]), array.dtype) for name, array in caches.arrays.items()}
+
+    def save(self, slot: int, place: int) -> None:
+        for name, array in self._caches.arrays.items():
+            self._places[name][place] = array[slot]
+
+    def restore(self, place: int, slot: int) -> None:
+        for name, array in self._caches.arrays.items():
+            array[slot] = self._places[name][place]
+
 
 class OrtContext:
     """One profile and one set of caches."""

@@ -24,6 +24,7 @@ from orinkit.engines.cuda_pipeline import CudaPipeline
 from orinkit.engines.gpu import Gpu
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.slabs import Slabs
+from orinkit.engines.spare import DeviceSpare
 from orinkit.engines.trt_library import ErrorRecorder, Log, load_plugins, read_machine
 from orinkit.engines.trt_plan import PlanFile
 from orinkit.engines.trt_step import LOGITS, TrtContext, TrtStep
@@ -46,6 +47,7 @@ class TrtCaches:
     ) -> None:
         sizes = {name: int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()}
         self._memory = Slabs(gpu, sizes.values())
+        self._gpu, self._sizes = gpu, sizes
         self._slots = next(iter(shapes.values()))[0]
         self._capacity = capacity
         self.addresses = {name: self._memory.take(size) for name, size in sizes.items()}
@@ -61,6 +63,10 @@ class TrtCaches:
     @property
     def nbytes(self) -> int:
         return self._memory.nbytes
+
+    def spare(self, count: int) -> DeviceSpare:
+        slot_bytes = {name: size // self._slots for name, size in self._sizes.items()}
+        return DeviceSpare(self._gpu, self.addresses, slot_bytes, count)
 
 
 class TrtEngine:

@@ -92,6 +92,7 @@ def _options(recipe: Recipe) -> dict[str, list[Any]]:
     shapes, quantise = recipe.shapes, recipe.quantise
     halves = [shapes.capacity >> power for power in range(1, 20)]
     return {
+        "snapshots": list(range(shapes.snapshots - 1, -1, -1)),
         "slots": list(range(shapes.slots - 1, 0, -1)),
         "capacity": [count for count in halves if count >= max(LEAST_CAPACITY, shapes.chunk)],
         "embedding": ["int4"] if quantise.embedding != "int4" else [],

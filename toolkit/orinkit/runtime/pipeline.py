@@ -26,7 +26,13 @@ MAX_STOP_IDS = 32
 def open_pipeline(engine: Engine, shapes: Shapes) -> Pipeline:
     """Allocate everything that serving takes. Raises EngineError."""
     if isinstance(engine, Capturing):
-        limits = Limits(biases=MAX_BIASES, stops=MAX_STOP_IDS, logprobs=MAX_LOGPROBS, run_ahead=RUN_AHEAD)
+        limits = Limits(
+            biases=MAX_BIASES,
+            stops=MAX_STOP_IDS,
+            logprobs=MAX_LOGPROBS,
+            run_ahead=RUN_AHEAD,
+            snapshots=shapes.snapshots,
+        )
         return engine.pipeline(shapes.slots, shapes.capacity, shapes.chunk, limits)
     return HostPipeline(Stepper(engine, shapes))
 
@@ -53,6 +59,7 @@ class HostPipeline:
 
     def __init__(self, stepper: Stepper) -> None:
         self._stepper = stepper
+        self.spare = stepper.spare
         self._seated: dict[int, _Seated] = {}
         self._done: list[tuple[Chosen, ...]] = []
 

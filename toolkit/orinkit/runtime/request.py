@@ -100,6 +100,8 @@ class Timings:
     """From the slot to the first token."""
     decode_s: float
     """From the first token to the last."""
+    reused_tokens: int = 0
+    """Prompt tokens that were not computed again."""
 
     @property
     def prefill_rate(self) -> float:

@@ -31,6 +31,7 @@ from orinkit.runtime.batch import Batch, Row, prefill_profile
 from orinkit.runtime.queue import Queue
 from orinkit.runtime.request import Event, Finished, Reason, Request, Token
 from orinkit.runtime.sequence import Sequence
+from orinkit.runtime.snapshots import Snapshots, cut_places
 from orinkit.runtime.state import Slots
 from orinkit.runtime.tokenizer import Tokenizer
 
@@ -54,6 +55,7 @@ class Scheduler:
         self._spec = spec
         self._clock = clock
         self._slots = Slots(shapes.slots, shapes.capacity)
+        self._snapshots = Snapshots(pipeline.spare, shapes.snapshots, shapes.chunk)
         self._queue = Queue(tokenizer, spec)
         self._running: dict[int, Sequence] = {}
         self._flight: deque[dict[int, Sequence]] = deque()
@@ -126,6 +128,8 @@ class Scheduler:
             try:
                 self._pipeline.seat(slot, sequence.seat())
                 self._constrain(slot, sequence)
+                sequence.num_reused = self._snapshots.restore(sequence.request, slot)
+                self._slots.advance(sequence.id, sequence.num_reused)
             except OrinError as error:
                 self._finish(sequence, "error", error=error)
 
@@ -168,6 +172,7 @@ class Scheduler:
         for sequence, row in chosen:
             self._slots.advance(sequence.id, len(row.tokens))
             sequence.num_wanted += row.wants_logits
+            self._snapshots.save(sequence.request, row.slot, row.past_len + len(row.tokens))
 
     def _decode(self, decoding: list[Sequence]) -> None:
         slots = [self._slots.slot(sequence.id) for sequence in decoding]
@@ -190,10 +195,8 @@ class Scheduler:
 
     def _row(self, sequence: Sequence) -> Row:
         """What the caches lack of a prompt, up to the next place where it is cut."""
-        prompt, chunk = sequence.request.prompt, self._shapes.chunk
-        past_len = self._slots.length(sequence.id)
-        cuts = (cut for cut in sequence.request.cuts if cut > past_len)
-        end = min((past_len // chunk + 1) * chunk, len(prompt), next(cuts, len(prompt)))
+        prompt, past_len = sequence.request.prompt, self._slots.length(sequence.id)
+        end = next(place for place in cut_places(sequence.request, self._shapes.chunk) if place > past_len)
         return Row(self._slots.slot(sequence.id), past_len, prompt[past_len:end], wants_logits=end == len(prompt))
 
     def _collect(self, most: int) -> None:
@@ -201,6 +204,7 @@ class Scheduler:
         try:
             done = self._pipeline.collect(most)
         except EngineError as error:
+            self._snapshots.forget()
             lost = [sequence for step in self._flight for sequence in step.values()]
             self._flight.clear()
             self._fail(lost, error)
@@ -221,6 +225,7 @@ class Scheduler:
         """Tell of the next token of a sequence."""
         try:
             if chosen.token is None:
+                self._snapshots.forget()
                 raise NumericError(
                     "logits: expected finite numbers and a token that may be chosen, found none; if it comes again, "
                     "run the self-test"

@@ -31,6 +31,8 @@ class Sequence:
     num_wanted: int = 0
     """Tokens that launched steps choose, or have chosen."""
     num_generated: int = 0
+    num_reused: int = 0
+    """Tokens of the prompt whose state was kept from an earlier request."""
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
@@ -81,4 +83,5 @@ class Sequence:
             queue_s=admitted - self.submitted,
             prefill_s=first - admitted,
             decode_s=last - first,
+            reused_tokens=self.num_reused,
         )

@@ -56,7 +56,9 @@ class Session:
         question = {"role": "user", "content": text}
         prompt = self._scheduler.tokenizer.encode_chat([*self.messages, question], self._scheduler.capacity)
         answer = ""
-        for event in stream(self._scheduler, replace(self._settings, prompt=prompt), is_cancelled):
+        for event in stream(
+            self._scheduler, replace(self._settings, prompt=prompt.tokens, cuts=prompt.cuts), is_cancelled
+        ):
             answer += event.text
             yield event
         self.messages += [question, {"role": "assistant", "content": answer}]

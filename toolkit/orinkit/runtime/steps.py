@@ -22,6 +22,7 @@ class Stepper:
         """Allocate the caches and make both contexts. Raises EngineError."""
         self.shapes = shapes
         self.caches = engine.caches(shapes.slots, shapes.capacity, shapes.chunk)
+        self.spare = self.caches.spare(shapes.snapshots)
         self._prefill = engine.context(prefill_profile(shapes), self.caches)
         self._decode = engine.context(Profile("decode", shapes.slots, shapes.slots), self.caches)
 

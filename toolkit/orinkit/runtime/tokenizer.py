@@ -15,11 +15,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 
 from orinkit.errors import BundleError, OrinError, RequestError
+from orinkit.runtime.request import MAX_CUTS
 from orinkit.runtime.template import ChatTemplate, Message, Tool
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -30,6 +32,10 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 """One byte of a character that the vocabulary lacks (decoder ByteFallback)."""
 _BYTES_PER_TOKEN = 8
 """A longer prompt is refused before it costs time; real text has 3 to 5 bytes per token."""
+
+
+MIN_CUT = 64
+"""Fewest tokens between two cuts: shorter pieces are sooner computed again than kept."""
 
 
 class Tokenizer:
@@ -69,6 +75,9 @@ class Tokenizer:
         Raises RequestError: not valid Unicode, more than 8 bytes for each token of `capacity`, or a text on which the
         tokenizer fails.
         """
+        return tuple(self._encode(text, capacity, add_special_tokens).ids)
+
+    def _encode(self, text: str, capacity: int, add_special_tokens: bool) -> tokenizers.Encoding:
         try:
             size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
@@ -79,7 +88,7 @@ class Tokenizer:
                 f"the capacity), found {size}; shorten it"
             )
         with _translated(RequestError, "text: expected one that the tokenizer can split"):
-            return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+            return self._inner.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that are no UTF-8 become U+FFFD. Raises BundleError."""
@@ -88,11 +97,42 @@ class Tokenizer:
 
     def encode_chat(
         self, messages: Sequence[Message], capacity: int, tools: Sequence[Tool] | None = None
-    ) -> tuple[int, ...]:
-        """Token ids of a conversation, up to where the model's answer begins. Raises RequestError and BundleError."""
+    ) -> ChatPrompt:
+        """A conversation, up to where the model's answer begins. Raises RequestError and BundleError."""
         if self.template is None:
             raise RequestError("chat: expected a model with a chat template, found none; use plain prompts")
-        return self.encode(self.template.render(messages, tools=tools), capacity, add_special_tokens=False)
+        text = self.template.render(messages, tools=tools)
+        encoding = self._encode(text, capacity, add_special_tokens=False)
+        turns, cuts = set(_turns(self.template, messages, tools, text)), [0]
+        for index, (start, _) in enumerate(encoding.offsets):
+            if start in turns and index >= cuts[-1] + MIN_CUT:
+                cuts.append(index)
+        return ChatPrompt(tuple(encoding.ids), tuple(cuts[1 : 1 + MAX_CUTS]))
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as the model reads it."""
+
+    tokens: tuple[int, ...]
+    cuts: tuple[int, ...]
+    """Places between tokens where a question begins: what comes before is the same in the requests that follow."""
+
+
+def _turns(
+    template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool] | None, text: str
+) -> Iterator[int]:
+    """Characters of `text` before each question, as far as the template writes what comes before in the same way
+    without it."""
+    for index, message in enumerate(messages):
+        if index == 0 or message.get("role") != "user":
+            continue
+        try:
+            before = template.render(messages[:index], add_generation_prompt=False, tools=tools)
+        except (RequestError, BundleError):  # some templates want a question
+            continue
+        if text.startswith(before):
+            yield len(before)
 
 
 @contextmanager

@@ -159,7 +159,12 @@ class Answer:
         """Tokens of prompt and answers."""
         prompt = self.timings[0].prompt_tokens
         generated = sum(timings.generated_tokens for timings in self.timings)
-        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+            "prompt_tokens_details": {"cached_tokens": self.timings[0].reused_tokens},
+        }
 
     def opening(self) -> list[dict[str, Any]]:
         """Choices of the first chunks, before any text."""

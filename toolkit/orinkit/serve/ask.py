@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from orinkit.errors import RequestError, ServiceError
 from orinkit.runtime.grammar import Grammar
 from orinkit.runtime.request import Request
 from orinkit.runtime.sampling import Sampling
+from orinkit.runtime.tokenizer import ChatPrompt
 from orinkit.serve import fields, strictjson
 
 _SAMPLING = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -46,13 +47,14 @@ class Ask:
         """Whether the answer has to be a call."""
         return bool(self.tools) and self.tool_choice != "auto"
 
-    def requests(self, prompt: Sequence[int], deadline: float, client: str) -> list[Request]:
+    def requests(self, prompt: ChatPrompt, deadline: float, client: str) -> list[Request]:
         """One request for each choice; they differ in their seed."""
         seed = self.settings.sampling.seed
         return [
             replace(
                 self.settings,
-                prompt=tuple(prompt),
+                prompt=prompt.tokens,
+                cuts=prompt.cuts,
                 deadline=deadline,
                 client=f"{client} {self.user}",
                 sampling=replace(self.settings.sampling, seed=(seed + index) & _MASK),

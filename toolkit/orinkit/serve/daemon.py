@@ -97,17 +97,21 @@ async def _serve(settings: Settings, bundle: Bundle, keys: Sequence[str], doors:
     rooms = [listen.Door(limit, _server(api, log)) for limit, api in zip(limits, apis, strict=True)]
     sockets = (doors.public, doors.live, doors.admin)
     tasks = [asyncio.ensure_future(room.accept(sock)) for room, own in zip(rooms, sockets, strict=True) for sock in own]
-    tasks.append(asyncio.ensure_future(watch(supervisor, notifier)))
+    watching = asyncio.ensure_future(watch(supervisor, notifier))
+    running = asyncio.ensure_future(supervisor.run())
     _obey_signals(supervisor, notifier)
     log("listening", port=next((sock.getsockname()[1] for sock in doors.public if sock.family != socket.AF_UNIX), None))
     notifier.send("READY=1")
     try:
-        return await supervisor.run()
+        # Without the watch nobody would notice a worker that hangs: its end is the end.
+        await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+        return running.result() if running.done() else watching.result()
     finally:
         await _last_words(generation)
         await trial.close()
-        for task in tasks:
+        for task in (*tasks, watching, running):
             task.cancel()
+        await asyncio.wait({running})
         for room in rooms:
             await room.close()
         for path in doors.paths:

@@ -12,7 +12,7 @@ from typing import Any
 
 from orinkit.errors import BundleError, RequestError, ServiceError
 from orinkit.runtime.request import Finished, Token
-from orinkit.runtime.tokenizer import Tokenizer
+from orinkit.runtime.tokenizer import ChatPrompt, Tokenizer
 from orinkit.serve import ask, strictjson, tools
 from orinkit.serve.answers import Answer, ChatAnswer, Choice, event
 from orinkit.serve.api import Call, describe
@@ -113,10 +113,10 @@ class Generation:
         self._supervisor.cancel(jobs)
         record.write()
 
-    async def _tokenise(self, asked: Ask) -> tuple[int, ...]:
+    async def _tokenise(self, asked: Ask) -> ChatPrompt:
         """Token ids of the prompt, found by a thread. Raises ServiceError 400."""
         if isinstance(asked.prompt, tuple) and (not asked.prompt or isinstance(asked.prompt[0], int)):
-            return asked.prompt  # type: ignore[return-value]
+            return ChatPrompt(asked.prompt, ())  # type: ignore[arg-type]
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._tokens, asked)
         try:
             return await asyncio.wait_for(work, TOKENISE_SECONDS)
@@ -129,13 +129,14 @@ class Generation:
         except BundleError:
             raise ServiceError("the model's chat template fails on these messages", 400, "chat_template") from None
 
-    def _tokens(self, asked: Ask) -> tuple[int, ...]:
+    def _tokens(self, asked: Ask) -> ChatPrompt:
         capacity = self._supervisor.capacity
         if isinstance(asked.prompt, str):
-            return self._tokenizer.encode(asked.prompt, capacity)
+            return ChatPrompt(self._tokenizer.encode(asked.prompt, capacity), ())
         prompt = self._tokenizer.encode_chat(asked.prompt, capacity, asked.tools or None)  # type: ignore[arg-type]
         if asked.is_forced and self._style is not None:
-            prompt += self._tokenizer.encode(tools.opening(self._style), capacity, add_special_tokens=False)
+            opening = self._tokenizer.encode(tools.opening(self._style), capacity, add_special_tokens=False)
+            return ChatPrompt(prompt.tokens + opening, prompt.cuts)
         return prompt
 
 

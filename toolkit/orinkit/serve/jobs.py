@@ -128,6 +128,8 @@ class Desk:
 def _count(job: Job, end: Finished, metrics: Metrics, now: float) -> None:
     timings = end.timings
     metrics.add("vllm:prompt_tokens_total", timings.prompt_tokens)
+    metrics.add("vllm:prefix_cache_queries_total", timings.prompt_tokens)
+    metrics.add("vllm:prefix_cache_hits_total", timings.reused_tokens)
     metrics.add("vllm:generation_tokens_total", timings.generated_tokens)
     metrics.add("vllm:request_success_total", finished_reason=end.reason)
     if job.is_abandoned:

@@ -7,6 +7,8 @@ import math
 from collections import deque
 
 _FACTOR = 10
+_USUAL_LOAD = 5.0
+"""Seconds that a worker may need to load, as long as none was measured."""
 _WINDOW = 512
 """Steps that the percentile looks at."""
 
@@ -43,3 +45,19 @@ class Pace:
         known = len(self._steps) >= _WINDOW // 8
         longest = max(self._slowest, self._selftest) if is_reading or not known else self._slowest
         return max(self._least, _FACTOR * longest)
+
+
+class Loads:
+    """How long workers took to load: what a client is told to wait for the next one."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=20)
+
+    def add(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    @property
+    def usual(self) -> float:
+        """The 95th percentile, in seconds."""
+        known = sorted(self._seconds) or [_USUAL_LOAD]
+        return known[math.ceil(0.95 * len(known)) - 1]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -30,7 +29,7 @@ from orinkit.serve.handover import Handover
 from orinkit.serve.jobs import Desk, Job, Mailbox
 from orinkit.serve.meminfo import Memory, probe
 from orinkit.serve.metrics import Metrics
-from orinkit.serve.pace import Pace
+from orinkit.serve.pace import Loads, Pace
 from orinkit.serve.settings import Settings
 
 State = Literal[
@@ -48,8 +47,6 @@ SERVING: tuple[State, ...] = ("ready", "degraded")
 Log = Callable[..., None]
 TICK = 0.05
 """Seconds between two looks at the deadlines."""
-_USUAL_LOAD = 5.0
-"""Seconds that a worker may need, as long as none was measured."""
 
 
 class Supervisor:
@@ -89,19 +86,18 @@ class Supervisor:
         self._num_jobs = 0
         self._process: Child | None = None
         """The worker from its start until it is reaped; `child` is None from its fault on."""
+        self._is_up = False
+        """Whether it has passed its self-test."""
         self._is_checking = self._is_probed = False
         self._began = time.monotonic()
-        self._loads: deque[float] = deque(maxlen=20)
+        self._loads = Loads()
         self._stop = asyncio.Event()
         self._draining: asyncio.Future[None] | None = None
 
-    # -- jobs
-
     @property
     def retry_after(self) -> int:
-        """Seconds: the 95th percentile of the loads so far, or half a minute for a full queue."""
-        loads = sorted(self._loads) or [_USUAL_LOAD]
-        return max(1, math.ceil(loads[math.ceil(0.95 * len(loads)) - 1] + self.faults.next_delay))
+        """Seconds until the next worker, if there is none, is usually ready."""
+        return max(1, math.ceil(self._loads.usual + self.faults.next_delay))
 
     def check_state(self) -> None:
         """Whether anything is taken now. Raises ServiceError 503."""
@@ -137,13 +133,11 @@ class Supervisor:
             job.is_abandoned = True
 
     def _hand_over(self) -> None:
-        while self.state in (*SERVING, "draining") and self.child is not None and (job := self.desk.take()):
+        while self._is_up and self.child is not None and (job := self.desk.take()):
             self.metrics.observe("vllm:request_queue_time_seconds", time.monotonic() - job.submitted)
             if len(self.desk.running) == 1:
                 self.heard = time.monotonic()
             self.child.send(wire.Submit(job.id, job.request))
-
-    # -- what the worker tells
 
     def _report(self, report: wire.Report) -> None:
         now = time.monotonic()
@@ -162,17 +156,15 @@ class Supervisor:
                 self._fail(report.code)
 
     def _ready(self, report: wire.Ready, now: float) -> None:
-        self._loads.append(now - self._began)
+        self._loads.add(now - self._began)
         if self.state == "recovering":
             self.metrics.add("orin_restarts_total")
         self.pace.begin(report.seconds)
-        self._is_checking = False
+        self._is_up, self._is_checking = True, False
         if self.state != "draining":
             self._enter("degraded" if report.degraded else "ready", report.degraded or "")
         self._log("ready", seconds=now - self._began, selftest=report.seconds)
         self._hand_over()
-
-    # -- faults
 
     def _enter(self, state: State, reason: str = "") -> None:
         self.state, self.reason = state, reason
@@ -182,7 +174,7 @@ class Supervisor:
         """A worker is lost: answer what it had, keep what waited, once. Does nothing the second time."""
         if self.child is None:
             return
-        self.child = None
+        self.child, self._is_up = None, False
         lost = self.desk.clear()
         self.faults.add(job.request.prompt for job in lost)
         self.metrics.add("orin_faults_total", code=code)
@@ -216,8 +208,9 @@ class Supervisor:
             ending = await self._one_worker()
             self._log("worker ended", code=ending.code, exit=ending.exit, message=ending.message or None)
             if ending.exit is None:
-                self._enter("gpu_stuck", "the worker cannot be killed; the machine needs a restart")
+                self._dismiss("gpu_stuck", "the worker cannot be killed; the machine needs a restart")
                 await self._stop.wait()
+                return EXIT_FAULTED
             if ending.exit == EXIT_ARTEFACT:
                 return await self._give_up("engine_invalid", ending.message, EXIT_ARTEFACT)
             if self.faults.is_over:
@@ -246,14 +239,16 @@ class Supervisor:
         return ending
 
     async def _give_up(self, state: State, reason: str, code: int) -> int:
+        self._dismiss(state, reason)
+        await asyncio.sleep(self.settings.farewell)
+        return code
+
+    def _dismiss(self, state: State, reason: str) -> None:
+        """Enter a state in which nobody is served any more."""
         self._enter(state, reason)
         for job in self.desk.waiting:
             job.tell(ServiceError(f"the server is {state}", 503, state))
         self.desk.waiting.clear()
-        await asyncio.sleep(self.settings.farewell)
-        return code
-
-    # -- deadlines
 
     def look(self, now: float) -> None:
         """Hold everybody to their deadlines; called at every TICK."""
@@ -265,14 +260,14 @@ class Supervisor:
             self.heard, self._is_checking = now, True
             self.child.send(wire.Check())
         if now - self.heard > self.limit:
-            code = "load_deadline" if self.limit == self.settings.load else "step_deadline"
+            code = "step_deadline" if self._is_up else "load_deadline"
             self.child.kill(code)
             self._fail(code)
 
     @property
     def limit(self) -> float:
         """Seconds for which the worker may say nothing at the moment."""
-        if self.state not in (*SERVING, "draining"):
+        if not self._is_up:
             return self.settings.load
         if self._is_checking or self.desk.running:
             return self.pace.limit(self._is_checking or any(job.last is None for job in self.desk.running.values()))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A beginning that is kept saves its computation and changes no token; the fake engine's logits are a hash of every
+step that a slot has seen, so another cut, a stale copy or a foreign one would show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orinkit.runtime.request import Event, Finished, Request
+from orinkit.runtime.snapshots import Snapshots, cut_places
+from toolkit.runtime.fake_engine import FakeEngine
+from toolkit.runtime.serving import SPEC, alone, end_of, run, scheduler, tokens_of
+
+SYSTEM = tuple(range(1, 25))
+
+
+@dataclass
+class Places:
+    """A spare that notes what is asked of it."""
+
+    asked: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def save(self, slot: int, place: int) -> None:
+        self.asked.append(("save", slot, place))
+
+    def restore(self, place: int, slot: int) -> None:
+        self.asked.append(("restore", place, slot))
+
+
+def request(rest: tuple[int, ...], client: str | None = None, max_tokens: int = 3) -> Request:
+    return Request(SYSTEM + rest, cuts=(len(SYSTEM),), client=client, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("run_ahead", [None, 2])
+def test_a_beginning_is_computed_once(run_ahead: int | None) -> None:
+    engine = FakeEngine(SPEC.vocab)
+    served = scheduler(engine=engine, run_ahead=run_ahead, eos=())
+    first = served.submit(request((30, 31)))
+    events = run(served)
+    assert end_of(events, first).timings.reused_tokens == 0
+    fed = sum(len(inputs.input_ids) for name, inputs in engine.seen if name == "prefill")
+    second = served.submit(request((40,)))
+    events = run(served)
+    assert end_of(events, second).timings.reused_tokens == len(SYSTEM)
+    assert tokens_of(events, second) == alone(request((40,)))
+    assert sum(len(inputs.input_ids) for name, inputs in engine.seen if name == "prefill") == fed + 1
+
+
+def test_clients_share_nothing() -> None:
+    served = scheduler(eos=())
+    for client, reused in (("a", 0), ("b", 0), ("a", len(SYSTEM)), (None, 0)):
+        number = served.submit(request((30,), client))
+        assert end_of(run(served), number).timings.reused_tokens == reused
+
+
+def test_a_beginning_that_was_cut_elsewhere_is_not_used() -> None:
+    """Its steps were others, so its numbers may be."""
+    served = scheduler(eos=())
+    served.submit(request((30,)))
+    run(served)
+    other = Request((*SYSTEM, 30), cuts=(5, len(SYSTEM)), max_tokens=3)
+    number = served.submit(other)
+    events = run(served)
+    assert end_of(events, number).timings.reused_tokens == 0
+    assert tokens_of(events, number) == alone(other)
+
+
+def test_logits_that_are_no_numbers_make_it_forget() -> None:
+    served = scheduler(engine=FakeEngine(SPEC.vocab, faults={3: "nan"}), eos=())
+    served.submit(request((30,)))
+    run(served)
+    number = served.submit(request((40,)))
+    assert end_of(run(served), number).timings.reused_tokens == 0
+
+
+def test_the_least_recently_used_makes_room() -> None:
+    places = Places()
+    kept = Snapshots(places, count=2, chunk=16)
+    a, b, c = (Request((n,) * 20, cuts=(10,)) for n in (1, 2, 3))
+    kept.save(a, slot=0, length=10)
+    kept.save(b, slot=1, length=10)
+    kept.save(a, slot=0, length=10)
+    assert kept.restore(a, slot=2) == 10
+    kept.save(c, slot=3, length=10)
+    assert [kept.restore(each, slot=0) for each in (a, b, c)] == [10, 0, 10]
+    assert [what for what, *_ in places.asked] == ["save", "save", "restore", "save", "restore", "restore"]
+
+
+def test_the_longest_beginning_is_taken() -> None:
+    kept = Snapshots(Places(), count=3, chunk=64)
+    whole = Request(tuple(range(1, 50)), cuts=(10, 20, 30))
+    kept.save(whole, 0, 10)
+    kept.save(whole, 0, 20)
+    kept.save(whole, 0, 30)
+    assert kept.restore(Request((*range(1, 30), 99, 98), cuts=(10, 20, 30)), 1) == 10, "only the outer cuts are kept"
+    assert kept.restore(Request((*range(1, 31), 99), cuts=(10, 20, 30)), 1) == 30
+
+
+def test_without_places_nothing_is_kept() -> None:
+    places = Places()
+    kept = Snapshots(places, count=0, chunk=16)
+    kept.save(request((1,)), 0, len(SYSTEM))
+    assert kept.restore(request((1,)), 0) == 0
+    assert places.asked == []
+
+
+def test_places_where_prefill_ends() -> None:
+    assert cut_places(Request((1,) * 40, cuts=(3, 16, 20)), 16) == (3, 16, 20, 32, 40)
+
+
+ASKED = st.builds(
+    lambda head, rest, client, cuts, count: Request(
+        (head,) * 20 + tuple(rest),
+        cuts=tuple(cut for cut in sorted(cuts) if cut < 20 + len(rest)),
+        client=client,
+        max_tokens=count,
+    ),
+    st.integers(1, 2),
+    st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    st.sampled_from([None, "a"]),
+    st.sets(st.sampled_from([8, 12, 20]), max_size=3),
+    st.integers(1, 4),
+)
+
+
+@given(
+    asked=st.lists(st.tuples(ASKED, st.integers(0, 20), st.none() | st.integers(0, 30)), min_size=2, max_size=10),
+    slots=st.integers(1, 3),
+    run_ahead=st.sampled_from([None, 2]),
+)
+@settings(deadline=None, max_examples=80)
+def test_tokens_are_those_of_a_request_alone(
+    asked: list[tuple[Request, int, int | None]], slots: int, run_ahead: int | None
+) -> None:
+    """Requests that come at any time, share beginnings, and are cancelled anywhere."""
+    served = scheduler(slots, run_ahead=run_ahead, eos=())
+    numbers: dict[int, tuple[Request, int | None]] = {}
+    events: list[Event] = []
+    for at in range(300):
+        for given_, arrival, leaves in asked:
+            if arrival == at:
+                numbers[served.submit(given_)] = (given_, leaves)
+        for number, (_, leaves) in numbers.items():
+            if leaves == at:
+                served.cancel(number)
+        events += served.step()
+    assert served.is_idle
+    for number, (given_, _) in numbers.items():
+        found, expected = tokens_of(events, number), alone(given_)
+        (end,) = (event for event in events if isinstance(event, Finished) and event.request == number)
+        assert found == (expected[: len(found)] if end.reason == "cancelled" else expected)
