@@ -134,13 +134,16 @@ def _weights(stored: Parts) -> Item:
 
 
 def _states(spec: ModelSpec, recipe: Recipe, where: Where) -> Iterator[Item]:
-    """Caches by kind."""
+    """Caches by kind, and the copies of slots that are kept."""
     shapes, sizes = recipe.shapes, state_bytes(spec, recipe)
     for kind, name in (("kv", "key/value caches"), ("conv", "convolution states"), ("rec", "recurrent states")):
         nbytes = sum(aligned(size) for state, size in sizes.items() if state.startswith(f"{kind}_"))
         if nbytes:
             detail = f"{shapes.slots} slots" + (f" of {shapes.capacity} tokens" if kind == "kv" else "")
             yield Item(name, nbytes, detail, where)
+    if shapes.snapshots:
+        nbytes = sum(aligned(shapes.snapshots * (size // shapes.slots)) for size in sizes.values())
+        yield Item("snapshots", nbytes, f"{shapes.snapshots} copies of what a slot holds", where)
 
 
 def _steps(spec: ModelSpec, recipe: Recipe, sm_count: int) -> Iterator[Item]:
