@@ -62,6 +62,9 @@ class HostKernels:
         struct: type[ctypes.Structure] = type(launcher, (ctypes.Structure,), {"_fields_": layout})
         return struct(**values)
 
+    def bound(self, launcher: str, arguments: ctypes.Structure) -> Any:
+        return lambda stream: self.launch(launcher, arguments, stream)
+
     def launch(self, launcher: str, arguments: ctypes.Structure, stream: int) -> None:
         from cuda.bindings import runtime as rt
 

@@ -18,7 +18,7 @@ __device__ __forceinline__ void cp_async(void* to, const void* from, bool valid 
 // One stripe (8 rows of W, fewer at the end) and one chunk (128 columns, fewer at the end) of it.
 template <int kGroup>
 struct Piece {
-  static constexpr int kGroups = kChunkColumns / kGroup;           // groups of a chunk
+  static constexpr int kGroups = kChunkColumns / kGroup;            // groups of a chunk
   static constexpr int kZeroPairs = kGroups > 2 ? kGroups / 2 : 1;  // bytes of zero points of a row in a chunk
 
   int rows;    // 1..8
@@ -39,8 +39,6 @@ struct Piece {
     zeros = static_cast<const char*>(p.zeros) + size_t(stripe) * kStripeRows * ((all_groups + 1) / 2) +
             chunk * kGroups / 2 * rows;
   }
-
-  __device__ bool is_whole() const { return rows == kStripeRows && words == 4; }
 
   // The nibbles of lane (row lane / 4) of a ragged piece; absent ones are 0 and meet zeros of x.
   __device__ uint4 ragged_weight(int lane) const {
@@ -238,8 +236,8 @@ __device__ __forceinline__ void finish_eight(const Int4GemmParams& p, int token,
     y[1] = make_float4(v[4], v[5], v[6], v[7]);
   } else {
     *reinterpret_cast<uint4*>(static_cast<half*>(p.y) + at) = {
-        bits(__floats2half2_rn(v[0], v[1])), bits(__floats2half2_rn(v[2], v[3])),
-        bits(__floats2half2_rn(v[4], v[5])), bits(__floats2half2_rn(v[6], v[7]))};
+        bits(__floats2half2_rn(v[0], v[1])), bits(__floats2half2_rn(v[2], v[3])), bits(__floats2half2_rn(v[4], v[5])),
+        bits(__floats2half2_rn(v[6], v[7]))};
   }
 }
 

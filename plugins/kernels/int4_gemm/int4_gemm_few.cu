@@ -10,8 +10,8 @@
 // ones, so that the same products give the sum of the tokens' columns, which the zero points need. Behind one barrier
 // the block adds up what its warps have of each stripe, always in their order.
 //
-// A launch lasts a few microseconds, and each instruction of 16 warps is 4 cycles of it: hence the short code before the
-// loads, with few conditions and no divisions.
+// A launch lasts a few microseconds, and an instruction of 16 warps takes 4 cycles of it: hence the short code before
+// the loads, with few conditions and no divisions.
 #include "kernels/int4_gemm/few.cuh"
 
 using namespace orin;
@@ -22,8 +22,8 @@ template <int kGroup, int kTokens, bool kZeros, bool kRagged, int kAhead>
 class Few {
   using Part = Piece<kGroup>;
   static constexpr int kGroups = Part::kGroups;
-  static constexpr int kWords = 4 / kGroups;     // of a lane in a group
-  static constexpr int kTilesN = kTokens / 8;    // n8 tiles
+  static constexpr int kWords = 4 / kGroups;      // of a lane in a group
+  static constexpr int kTilesN = kTokens / 8;     // n8 tiles
   static constexpr int kPairs = kStripeRows / 2;  // of rows of a stripe
   static constexpr int kMaxWarps = 16;
 
@@ -51,8 +51,10 @@ class Few {
     point(stripe, chunk_begin);
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) fetch(slots[j], stripe, j, left);
-    float2 residual = {0.f, 0.f};
-    if (p.is_plain && p.residual && threadIdx.y * kWarp < p.warp_tiles * (kPairs * kTokens)) residual = first_residual();
+    // Before anything is waited for; not even converted.
+    uint32 residual = 0;
+    if (p.is_plain && p.residual && threadIdx.y * kWarp < p.warp_tiles * (kPairs * kTokens))
+      residual = first_residual();
     if (p.rows && all_skipped(p)) left = 0;
     float* to = sums(0) + lane % 4 * (2 * kStripeRows) + lane / 4;
     float sum[kTilesN][2] = {};
@@ -98,7 +100,9 @@ class Few {
 #pragma unroll
     for (int j = 0; j < kTilesN; ++j) {
       x[j] = static_cast<const char*>(p.x) + (tokens[j] + uint32(chunk * (2 * kChunkColumns)));
+      asm volatile("" : "+l"(x[j]));
     }
+    asm volatile("" : "+l"(weight), "+l"(scales));  // or each load would work out its address by itself
   }
 
   __device__ void fetch(Slot& slot, int stripe, int j, int left) const {
@@ -156,7 +160,8 @@ class Few {
   // Sums in shared memory: [stripe of the warp][warp side by side][warp along k][token][row].
   __device__ float* sums(int tile) const {
     extern __shared__ __align__(16) float shared[];
-    return shared + ((tile * int(blockDim.z) + int(threadIdx.z)) * int(blockDim.y) + int(threadIdx.y)) * p.tokens * kStripeRows;
+    return shared +
+           ((tile * int(blockDim.z) + int(threadIdx.z)) * int(blockDim.y) + int(threadIdx.y)) * p.tokens * kStripeRows;
   }
 
   __device__ void leave(float* to, float (&sum)[kTilesN][2]) const {
@@ -180,23 +185,22 @@ class Few {
     return {tile, i / kPairs % kTokens, (first_stripe + tile * step) * kStripeRows + i % kPairs * 2};
   }
 
-  // Before anything is waited for.
-  __device__ float2 first_residual() const {
+  __device__ uint32 first_residual() const {
     const Item at = item(threadIdx.y * kWarp + lane);
-    if (at.tile >= p.warp_tiles || at.token >= p.tokens || at.row >= p.n) return {0.f, 0.f};
-    const half* from = static_cast<const half*>(p.residual) + size_t(at.token) * p.n + at.row;
-    return __half22float2(*reinterpret_cast<const half2*>(from));
+    if (at.tile >= p.warp_tiles || at.token >= p.tokens || at.row >= p.n) return 0;
+    return *reinterpret_cast<const uint32*>(static_cast<const half*>(p.residual) + (at.token * p.n + at.row));
   }
 
   // The warps along k of a stripe share its pairs of rows.
-  __device__ void add_warps(float2 first_residual) const {
+  __device__ void add_warps(uint32 first_residual) const {
     const int items = p.warp_tiles * (kPairs * kTokens), first = threadIdx.y * kWarp + lane;
     const int token_floats = p.tokens * kStripeRows;
 #pragma unroll 1
     for (int i = first; i < items; i += blockDim.y * kWarp) {
       const Item at = item(i);
       if (at.token >= p.tokens || at.row >= p.n) continue;
-      const float2 residual = p.is_plain && i == first ? first_residual : residual_of(p, at.token, at.row);
+      const bool is_first = p.is_plain && i == first;
+      const float2 residual = is_first ? __half22float2(halves(first_residual)) : residual_of(p, at.token, at.row);
       const float* from = sums(at.tile) - threadIdx.y * token_floats + at.token * kStripeRows + i % kPairs * 2;
       float2 total = {0.f, 0.f};
 #pragma unroll
@@ -223,15 +227,14 @@ class Few {
 
 }  // namespace
 
-#define ORIN_FEW(group, tokens, has_zeros, is_ragged, ahead, name)                             \
-  extern "C" __global__ void __launch_bounds__(512, 1) int4_gemm_few_##group##_##tokens##name( \
-      Int4GemmParams p) {                                                                      \
-    Few<group, tokens, has_zeros, is_ragged, ahead>(p).run();                                  \
+#define ORIN_FEW(group, tokens, has_zeros, is_ragged, ahead, name)                                                \
+  extern "C" __global__ void __launch_bounds__(512, 1) int4_gemm_few_##group##_##tokens##name(Int4GemmParams p) { \
+    Few<group, tokens, has_zeros, is_ragged, ahead>(p).run();                                                     \
   }
-#define ORIN_FEW_ALL(group, tokens, ahead, zeros_ahead)      \
-  ORIN_FEW(group, tokens, false, false, ahead, )             \
-  ORIN_FEW(group, tokens, true, false, zeros_ahead, _zeros)  \
-  ORIN_FEW(group, tokens, false, true, 1, _ragged)           \
+#define ORIN_FEW_ALL(group, tokens, ahead, zeros_ahead)     \
+  ORIN_FEW(group, tokens, false, false, ahead, )            \
+  ORIN_FEW(group, tokens, true, false, zeros_ahead, _zeros) \
+  ORIN_FEW(group, tokens, false, true, 1, _ragged)          \
   ORIN_FEW(group, tokens, true, true, 1, _zeros_ragged)
 
 // Chunks ahead: what fits in 128 registers.

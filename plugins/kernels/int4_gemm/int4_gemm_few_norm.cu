@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // OrinInt4Gemm for 1..16 tokens with a norm in front: limited by reading W.
 //
-// A tile is two stripes (16 rows of W). A warp keeps one chunk of 128 columns of the tokens in registers, normalised, and
-// walks over the block's tiles with it:
+// A tile is two stripes (16 rows of W). A warp keeps one chunk of 128 columns of the tokens in registers, normalised,
+// and walks over the block's tiles with it:
 //
 //   grid.x   the tiles of W in turn
 //   block    32 x warps_k x warps_n: warp (i, j) takes the chunks i, i + warps_k, ... of every warps_n-th tile
@@ -39,10 +39,7 @@ class FewNorm {
 
  public:
   __device__ explicit FewNorm(const Int4GemmParams& params)
-      : p(params),
-        lane(threadIdx.x),
-        first_tile(blockIdx.x * blockDim.z + threadIdx.z),
-        step(gridDim.x * blockDim.z) {}
+      : p(params), lane(threadIdx.x), first_tile(blockIdx.x * blockDim.z + threadIdx.z), step(gridDim.x * blockDim.z) {}
 
   __device__ void run() {
     const int first_chunk = threadIdx.y;
@@ -113,15 +110,14 @@ class FewNorm {
     if (kZeros) zeros += 2 * step * p.stripe_zero_bytes;
   }
 
-  // Lane (g, t) holds columns 8t..8t+7 of every 32 of token g, and of token g + 8. Tokens beyond the last are columns of
-  // n8 of their own: whatever they hold reaches no other and is not stored.
+  // Lane (g, t) holds columns 8t..8t+7 of every 32 of token g, and of token g + 8. Tokens beyond the last are columns
+  // of n8 of their own: whatever they hold reaches no other and is not stored.
   __device__ void load_tokens(int chunk) {
     const int words = kRagged && chunk == p.short_chunk ? p.k / 32 % 4 : 4;
 #pragma unroll
     for (int j = 0; j < kTilesN; ++j) {
-      const char* from = static_cast<const char*>(p.x) +
-                         (size_t(row_of_x(p, lane / 4 + 8 * j) * p.row_bytes) +
-                          uint32(chunk * (2 * kChunkColumns) + lane % 4 * 16));
+      const char* from = static_cast<const char*>(p.x) + (size_t(row_of_x(p, lane / 4 + 8 * j) * p.row_bytes) +
+                                                          uint32(chunk * (2 * kChunkColumns) + lane % 4 * 16));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         if (kRagged) raw[j][i] = uint4{0, 0, 0, 0};
@@ -320,28 +316,28 @@ class FewNorm {
   const char* weight;
   const char* scales;
   const char* zeros;
-  uint4 raw[kTilesN][4];  // tokens as they come, of the chunk that is next
-  uint4 norm[4][2];       // float32, of the same
-  uint4 x[kTilesN][4];    // operand: tokens * inverse * norm
-  float offset[kTilesN][kGroups][2];  // -8 sum(x) or, with zero points, -sum(x), of tokens 2t and 2t + 1
+  uint4 raw[kTilesN][4];                       // tokens as they come, of the chunk that is next
+  uint4 norm[4][2];                            // float32, of the same
+  uint4 x[kTilesN][4];                         // operand: tokens * inverse * norm
+  float offset[kTilesN][kGroups][2];           // -8 sum(x) or, with zero points, -sum(x), of tokens 2t and 2t + 1
   float inverse[kTilesN], factor[kTilesN][2];  // of tokens g; of tokens 2t and 2t + 1: what inverse took off
 };
 
 }  // namespace
 
-#define ORIN_NORM(group, tokens, has_zeros, is_ragged, has_phases, threads, ahead, name)               \
-  extern "C" __global__ void __launch_bounds__(threads, 1) int4_gemm_few_norm_##group##_##tokens##name( \
-      Int4GemmParams p) {                                                                              \
-    FewNorm<group, tokens, has_zeros, is_ragged, has_phases, ahead>(p).run();                          \
+#define ORIN_NORM(group, tokens, has_zeros, is_ragged, has_phases, threads, ahead, name) \
+  extern "C" __global__ void __launch_bounds__(threads, 1)                               \
+      int4_gemm_few_norm_##group##_##tokens##name(Int4GemmParams p) {                    \
+    FewNorm<group, tokens, has_zeros, is_ragged, has_phases, ahead>(p).run();            \
   }
 // Where there is a warp for each chunk they are many; else fewer warps with more registers take several chunks in turn.
 // Threads as in select.h; chunks ahead: what fits in their registers.
-#define ORIN_NORM_ALL(group, tokens, threads, ahead, phase_threads, phase_ahead)           \
-  ORIN_NORM(group, tokens, false, false, false, threads, ahead, )                          \
-  ORIN_NORM(group, tokens, true, false, false, threads, ahead, _zeros)                     \
-  ORIN_NORM(group, tokens, false, false, true, phase_threads, phase_ahead, _phases)        \
-  ORIN_NORM(group, tokens, true, false, true, phase_threads, phase_ahead, _zeros_phases)   \
-  ORIN_NORM(group, tokens, false, true, true, 256, 1, _ragged)                             \
+#define ORIN_NORM_ALL(group, tokens, threads, ahead, phase_threads, phase_ahead)         \
+  ORIN_NORM(group, tokens, false, false, false, threads, ahead, )                        \
+  ORIN_NORM(group, tokens, true, false, false, threads, ahead, _zeros)                   \
+  ORIN_NORM(group, tokens, false, false, true, phase_threads, phase_ahead, _phases)      \
+  ORIN_NORM(group, tokens, true, false, true, phase_threads, phase_ahead, _zeros_phases) \
+  ORIN_NORM(group, tokens, false, true, true, 256, 1, _ragged)                           \
   ORIN_NORM(group, tokens, true, true, true, 256, 1, _zeros_ragged)
 
 ORIN_NORM_ALL(32, 8, 512, 1, 256, 2)

@@ -35,7 +35,7 @@ class Many {
   static constexpr int kScaleBytes = kStripes * Part::kGroups * 16;
   static constexpr int kZeroBytes = kStripes * Part::kZeroPairs * 8;
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kScaleBytes + kZeroBytes;
-  static constexpr int kOutStride = kN + 4;  // floats; 4 spread a warp's stores over all banks
+  static constexpr int kOutStride = kN + 4;                  // floats; 4 spread a warp's stores over all banks
   static constexpr bool kIsLarge = kTilesM * kTilesN >= 32;  // scales would not fit beside the sums: read again
   static_assert(kStageBytes % 16 == 0 && kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
 
@@ -60,8 +60,8 @@ class Many {
     my_x = uint32(row) * 2 * p.k + threadIdx.x % 16 * 16;
     my_weight = (stripe_begin + threadIdx.x / 32) * 4 * p.k + 16 * lane;
     my_scales = (stripe_begin + threadIdx.x / Part::kGroups) * 16 * groups + threadIdx.x % Part::kGroups * 16;
-    my_zeros = (stripe_begin + threadIdx.x / Part::kZeroPairs) * 8 * ((groups + 1) / 2) +
-               threadIdx.x % Part::kZeroPairs * 8;
+    my_zeros =
+        (stripe_begin + threadIdx.x / Part::kZeroPairs) * 8 * ((groups + 1) / 2) + threadIdx.x % Part::kZeroPairs * 8;
   }
 
   __device__ void run() {
@@ -84,9 +84,8 @@ class Many {
       return;
     }
     const float* sums = reinterpret_cast<const float*>(shared);
-    for_each_pair([&](int token, int column, int at) {
-      keep_partial(p, blockIdx.y, token, column, sums[at], sums[at + 1]);
-    });
+    for_each_pair(
+        [&](int token, int column, int at) { keep_partial(p, blockIdx.y, token, column, sums[at], sums[at + 1]); });
     if (is_last_split(p, blockIdx.x)) add_splits();
   }
 
@@ -294,9 +293,9 @@ class Many {
   char* const shared = dynamic_shared();
   const int lane, warp_m, warp_n;
   int token_begin, stripe_begin, chunk_begin, chunk_end;
-  bool is_ragged;    // the tile ends beyond the last row of W
-  int ragged_chunk;  // shorter than others; -1 = none
-  int my_rows;       // tokens from the first that this thread copies
+  bool is_ragged;                               // the tile ends beyond the last row of W
+  int ragged_chunk;                             // shorter than others; -1 = none
+  int my_rows;                                  // tokens from the first that this thread copies
   uint32 my_x, my_weight, my_scales, my_zeros;  // bytes to what this thread copies, at chunk 0; 4 GiB are enough
   float sum[kTilesM][kTilesN][4] = {};
 };
@@ -304,19 +303,19 @@ class Many {
 }  // namespace
 
 // Tiles as in select.h. With zero points those of the most registers would spill, so they do not exist.
-#define ORIN_TILE(group, tile, threads, blocks, has_zeros, name, ...)                                  \
-  extern "C" __global__ void __launch_bounds__(threads, blocks) int4_gemm_many_##group##_##tile##name( \
-      Int4GemmParams p) {                                                                              \
-    Many<__VA_ARGS__, group, has_zeros>(p).run();                                                      \
+#define ORIN_TILE(group, tile, threads, blocks, has_zeros, name, ...) \
+  extern "C" __global__ void __launch_bounds__(threads, blocks)       \
+      int4_gemm_many_##group##_##tile##name(Int4GemmParams p) {       \
+    Many<__VA_ARGS__, group, has_zeros>(p).run();                     \
   }
-#define ORIN_TILES(group, has_zeros, name)                                \
-  ORIN_TILE(group, 32x64, 128, 1, has_zeros, name, 32, 64, 1, 4, 4)       \
-  ORIN_TILE(group, 32x128, 128, 1, has_zeros, name, 32, 128, 1, 4, 3)     \
-  ORIN_TILE(group, 64x64, 128, 1, has_zeros, name, 64, 64, 2, 2, 4)       \
+#define ORIN_TILES(group, has_zeros, name)                            \
+  ORIN_TILE(group, 32x64, 128, 1, has_zeros, name, 32, 64, 1, 4, 4)   \
+  ORIN_TILE(group, 32x128, 128, 1, has_zeros, name, 32, 128, 1, 4, 3) \
+  ORIN_TILE(group, 64x64, 128, 1, has_zeros, name, 64, 64, 2, 2, 4)   \
   ORIN_TILE(group, 64x128, 128, 1, has_zeros, name, 64, 128, 1, 4, 3)
-#define ORIN_GROUP(group)            \
-  ORIN_TILES(group, false, )         \
-  ORIN_TILES(group, true, _zeros)    \
+#define ORIN_GROUP(group)         \
+  ORIN_TILES(group, false, )      \
+  ORIN_TILES(group, true, _zeros) \
   ORIN_TILE(group, 64x256, 128, 1, false, , 64, 256, 1, 4, 2)
 
 ORIN_GROUP(32)

@@ -5,7 +5,7 @@
 
 using namespace orin;
 
-// One block of 256 threads per token, with the sums of int4_gemm_few.cu: both paths give the same bits.
+// One block of 256 threads per token.
 extern "C" __global__ void __launch_bounds__(256) int4_gemm_norm_rows(NormRowsParams p) {
   extern __shared__ float sums[];  // one per segment of 256 columns
   const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = p.k / 8;

@@ -16,29 +16,37 @@ using namespace int4_gemm;
 constexpr int kGroupSizes[] = {32, 64, 128};
 
 #define ORIN_FEW(group, tokens, name) {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens name, kMaxShared}
-#define ORIN_FEW_TOKENS(group, tokens)                                          \
-  {{ORIN_FEW(group, tokens, ""), ORIN_FEW(group, tokens, "_ragged")},           \
-   {ORIN_FEW(group, tokens, "_zeros"), ORIN_FEW(group, tokens, "_zeros_ragged")}}
+#define ORIN_FEW_TOKENS(group, tokens)                                            \
+  {                                                                               \
+    {ORIN_FEW(group, tokens, ""), ORIN_FEW(group, tokens, "_ragged")}, {          \
+      ORIN_FEW(group, tokens, "_zeros"), ORIN_FEW(group, tokens, "_zeros_ragged") \
+    }                                                                             \
+  }
 #define ORIN_FEW_GROUP(group) {ORIN_FEW_TOKENS(group, 8), ORIN_FEW_TOKENS(group, 16)}
 const Kernel few[3][2][2][2] = {ORIN_FEW_GROUP(32), ORIN_FEW_GROUP(64), ORIN_FEW_GROUP(128)};
 
-#define ORIN_NORM(group, tokens, name) \
-  {"int4_gemm_few_norm", "int4_gemm_few_norm_" #group "_" #tokens name, kMaxShared}
-#define ORIN_NORM_TOKENS(group, tokens)                                                                                \
-  {{ORIN_NORM(group, tokens, ""), ORIN_NORM(group, tokens, "_phases"), ORIN_NORM(group, tokens, "_ragged")},           \
-   {ORIN_NORM(group, tokens, "_zeros"), ORIN_NORM(group, tokens, "_zeros_phases"),                                     \
-    ORIN_NORM(group, tokens, "_zeros_ragged")}}
+#define ORIN_NORM(group, tokens, name) {"int4_gemm_few_norm", "int4_gemm_few_norm_" #group "_" #tokens name, kMaxShared}
+#define ORIN_NORM_TOKENS(group, tokens)                                                                         \
+  {                                                                                                             \
+    {ORIN_NORM(group, tokens, ""), ORIN_NORM(group, tokens, "_phases"), ORIN_NORM(group, tokens, "_ragged")}, { \
+      ORIN_NORM(group, tokens, "_zeros"), ORIN_NORM(group, tokens, "_zeros_phases"),                            \
+          ORIN_NORM(group, tokens, "_zeros_ragged")                                                             \
+    }                                                                                                           \
+  }
 #define ORIN_NORM_GROUP(group) {ORIN_NORM_TOKENS(group, 8), ORIN_NORM_TOKENS(group, 16)}
 const Kernel few_norm[3][2][2][3] = {ORIN_NORM_GROUP(32), ORIN_NORM_GROUP(64), ORIN_NORM_GROUP(128)};
 
 #define ORIN_MANY(group, tile, zeros, shared) {"int4_gemm_many", "int4_gemm_many_" #group "_" #tile zeros, shared}
-#define ORIN_MANY_GROUP(group)                                                                           \
-  {{ORIN_MANY(group, 32x64, "", 65536), ORIN_MANY(group, 32x128, "", 65536),                             \
-    ORIN_MANY(group, 64x64, "", 98304), ORIN_MANY(group, 64x128, "", 81920),                             \
-    ORIN_MANY(group, 64x256, "", 81920)},                                                                \
-   {ORIN_MANY(group, 32x64, "_zeros", 65536), ORIN_MANY(group, 32x128, "_zeros", 65536),                 \
-    ORIN_MANY(group, 64x64, "_zeros", 98304), ORIN_MANY(group, 64x128, "_zeros", 81920),                 \
-    ORIN_MANY(group, 64x128, "_zeros", 81920)}}
+#define ORIN_MANY_GROUP(group)                                                                                    \
+  {                                                                                                               \
+    {ORIN_MANY(group, 32x64, "", 65536), ORIN_MANY(group, 32x128, "", 65536), ORIN_MANY(group, 64x64, "", 98304), \
+     ORIN_MANY(group, 64x128, "", 81920), ORIN_MANY(group, 64x256, "", 81920)},                                   \
+    {                                                                                                             \
+      ORIN_MANY(group, 32x64, "_zeros", 65536), ORIN_MANY(group, 32x128, "_zeros", 65536),                        \
+          ORIN_MANY(group, 64x64, "_zeros", 98304), ORIN_MANY(group, 64x128, "_zeros", 81920),                    \
+          ORIN_MANY(group, 64x128, "_zeros", 81920)                                                               \
+    }                                                                                                             \
+  }
 const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), ORIN_MANY_GROUP(128)};
 
 const Kernel norm_rows("int4_gemm_prepare", "int4_gemm_norm_rows");
@@ -72,7 +80,8 @@ int check(const Int4Gemm& a) {
     return bad_argument("int4_gemm: tile: expected at most %d tokens for tile 1, found %d", kFewTokens, a.tokens);
   }
   if (a.zeros && a.tile > 1 && kTiles[a.tile - 2].rows > 128) {
-    return bad_argument("int4_gemm: tile: expected one of up to 128 rows for a matrix with zero points, found %d", a.tile);
+    return bad_argument("int4_gemm: tile: expected one of up to 128 rows for a matrix with zero points, found %d",
+                        a.tile);
   }
   return kOk;
 }
@@ -180,8 +189,8 @@ ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count
   const Choice c = choice_of(*a, device);
   const char* norm = c.normalises_first ? ", norm first" : "";
   if (c.is_few()) {
-    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds", c.warps_n, c.warps_k, c.blocks,
-                  c.warp_tiles, c.rounds);
+    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds", c.warps_n, c.warps_k,
+                  c.blocks, c.warp_tiles, c.rounds);
   } else {
     std::snprintf(text, sizeof text, "many %dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
                   kTiles[c.tile].rows, c.blocks, c.splits, c.group_m, norm);
@@ -219,8 +228,8 @@ ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
 ORIN_API int orin_int4_layout(const orin::Int4Layout* a, orin::Stream stream) {
   using namespace orin;
   if (const int status = check_matrix("int4_layout", a->n, a->k, a->group_size)) return status;
-  const Int4LayoutParams params{a->weight, a->scales, a->zeros, a->weight_out, a->scales_out, a->zeros_out,
-                                a->n,      a->k,      a->k / a->group_size};
+  const Int4LayoutParams params{a->weight,    a->scales, a->zeros, a->weight_out,       a->scales_out,
+                                a->zeros_out, a->n,      a->k,     a->k / a->group_size};
   const unsigned blocks = static_cast<unsigned>(std::min<int64_t>((int64_t(a->n) * a->k / 8 + 255) / 256, 65536));
   return layout.launch({blocks}, {256}, 0, stream, params);
 }

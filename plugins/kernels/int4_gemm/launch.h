@@ -9,14 +9,15 @@
 // workspace: orin_int4_gemm_workspace bytes, contents arbitrary, not shared by launches that may run at the same time.
 // semaphores: orin_int4_gemm_semaphores bytes, zeroed once by the caller; a launch leaves them zero. The same rule.
 //
-// tile, splits, warps_n, warps_k, stripes, blocks: 0 = chosen by select.h; else the tuner's wish, as far as registers and
-// shared memory allow. tile: 1 = the path for few tokens, 2.. = kTiles. splits: of columns, more than 16 tokens.
-// stripes: tiles of a warp between two barriers, few tokens with a norm. blocks: few tokens: most blocks; else tiles along
-// the tokens that run together.
-#define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                     \
-  P(x) P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) P(semaphores)    \
-  I(tokens) I(n) I(k) I(group_size) I(swiglu) I(float32_output) F(norm_eps)                                \
-  I(tile) I(splits) I(warps_n) I(warps_k) I(stripes) I(blocks)
+// tile, splits, warps_n, warps_k, stripes, blocks: 0 = chosen by select.h; else the tuner's wish, as far as registers
+// and shared memory allow. tile: 1 = the path for few tokens, 2.. = kTiles. splits: of columns, more than 16 tokens.
+// stripes: tiles of a warp between two barriers, few tokens with a norm. blocks: few tokens: most blocks; else tiles
+// along the tokens that run together.
+#define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                                 \
+  P(x)                                                                                                                 \
+  P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) P(semaphores) I(tokens) I(n) I(k) \
+      I(group_size) I(swiglu) I(float32_output) F(norm_eps) I(tile) I(splits) I(warps_n) I(warps_k) I(stripes)         \
+          I(blocks)
 
 ORIN_ABI(Int4Gemm, int4_gemm, ORIN_INT4_GEMM_FIELDS)
 ORIN_API int64_t orin_int4_gemm_workspace(const orin::Int4Gemm* arguments);

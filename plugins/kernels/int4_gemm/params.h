@@ -13,17 +13,17 @@ struct Int4GemmParams {
   const void* weight;  // int4, kernel layout
   const void* scales;  // float16, kernel layout
   int tokens;
-  unsigned row_bytes;                         // of x
-  unsigned stripe_bytes, stripe_scale_bytes;  // of a stripe of 8 rows
-  int warp_chunks, more_chunks;               // few, no norm: of each warp; the first more_chunks have one more
-  int tiles;                                  // few: of W, a stripe or, with a norm, two
-  int warp_tiles;                             // few: most of a warp
-  const int* rows;                            // [tokens], row of x of each token, -1 = skipped; or null
-  const float* norm;                          // [k] or null
+  unsigned row_bytes;                               // of x
+  unsigned stripe_bytes, stripe_scale_bytes;        // of a stripe of 8 rows
+  int warp_chunks, more_chunks;                     // few, no norm: of each warp; the first more_chunks have one more
+  int tiles;                                        // few: of W, a stripe or, with a norm, two
+  int warp_tiles;                                   // few: most of a warp
+  const int* rows;                                  // [tokens], row of x of each token, -1 = skipped; or null
+  const float* norm;                                // [k] or null
   unsigned tile_step_bytes, tile_step_scale_bytes;  // few, norm: from a tile of a warp to its next
-  int round_tiles, rounds;                    // few, norm: tiles between two barriers
-  int chunks;                                 // of 128 columns, the last may be short
-  int buffer_bytes, squares_at;               // few, norm: in shared memory, from few_shared() in select.h
+  int round_tiles, rounds;                          // few, norm: tiles between two barriers
+  int chunks;                                       // of 128 columns, the last may be short
+  int buffer_bytes, squares_at;                     // few, norm: in shared memory, from few_shared() in select.h
   int n, k;
   unsigned stripe_zero_bytes;
   int short_chunk;  // the last one if it has fewer than 128 columns, else -1

@@ -9,10 +9,10 @@
 
 namespace orin::int4_gemm {
 
-constexpr int kFewTokens = 16;        // most tokens of the path that is limited by reading W
-constexpr int kMaxWarps = 16;         // of a block of that path
+constexpr int kFewTokens = 16;  // most tokens of the path that is limited by reading W
+constexpr int kMaxWarps = 16;   // of a block of that path
 constexpr int kMaxSplits = 16;
-constexpr int kSemaphores = 4096;     // output tiles of a launch that splits columns
+constexpr int kSemaphores = 4096;       // output tiles of a launch that splits columns
 constexpr int kMaxShared = 160 * 1024;  // of a block: what Orin has, rounded down
 
 struct Shape {
@@ -32,11 +32,11 @@ struct Tile {
 };
 
 constexpr Tile kTiles[] = {
-    {32, 64, 128, 4, 4, 0.525f, 0.7f, 3.2f},  {32, 128, 128, 3, 4, 0.765f, 0.58f, 3.8f},
+    {32, 64, 128, 4, 4, 0.525f, 0.7f, 3.2f},  {32, 128, 128, 3, 4, 0.765f, 0.66f, 3.8f},
     {64, 64, 128, 4, 2, 0.875f, 0.85f, 2.9f}, {64, 128, 128, 3, 3, 1.1f, 0.69f, 5.5f},
     {64, 256, 128, 2, 2, 1.81f, 0.77f, 6.f},
 };
-constexpr float kSplitCost = 2.5f;  // of splitting columns; and of the values that are left and added up:
+constexpr float kSplitCost = 2.5f;              // of splitting columns; and of the values that are left and added up:
 constexpr float kAddCost[] = {3e-4f, 1.5e-4f};  // each, and each of each split
 constexpr int kNumTiles = sizeof(kTiles) / sizeof(kTiles[0]);
 
@@ -44,8 +44,8 @@ struct Choice {
   int tile = -1;  // index of kTiles; -1 = the path for few tokens
   int blocks = 1;
   int splits = 1;
-  int warps_n = 1, warps_k = 1;   // few
-  int warp_tiles = 1;             // few: most of a warp, of one stripe or, with a norm, of two
+  int warps_n = 1, warps_k = 1;     // few
+  int warp_tiles = 1;               // few: most of a warp, of one stripe or, with a norm, of two
   int round_tiles = 1, rounds = 1;  // few, norm: of these between two barriers
   int group_m = 1;
   bool normalises_first = false;  // norm and rows by a kernel of their own, into the workspace
@@ -86,8 +86,7 @@ constexpr bool has_phases(const Shape& s) { return is_ragged(s) || num_chunks(s)
 
 constexpr int many_shared(const Shape& s, const Tile& tile) {
   const int groups = kChunkColumns / s.group_size, stripes = tile.rows / kStripeRows;
-  return tile.stages *
-         (tile.tokens * 2 * kChunkColumns + stripes * (512 + 16 * groups + 8 * std::max(1, groups / 2)));
+  return tile.stages * (tile.tokens * 2 * kChunkColumns + stripes * (512 + 16 * groups + 8 * std::max(1, groups / 2)));
 }
 
 // With a norm each warp has one chunk, or as few as it can; a second row of warps pays once each has many tiles.
@@ -150,7 +149,7 @@ inline float many_cost(const Shape& s, const Device& device, const Tile& t, int 
   return chunks + ceil_div(blocks, t.blocks_per_sm) * t.fixed_cost + adding;
 }
 
-// The tile and the split of columns with the shortest time. Splits only up to one block per SM.
+// The tile and the split of columns with the shortest time. Splits only up to two blocks per SM.
 inline Choice choose_many(const Shape& s, const Device& device) {
   Choice best;
   float best_cost = 1e30f;
@@ -159,12 +158,12 @@ inline Choice choose_many(const Shape& s, const Device& device) {
     if (many_shared(s, t) > device.max_shared_bytes || (s.has_zeros && t.rows > 128)) continue;
     const int tiles_m = ceil_div(s.tokens, t.tokens), tiles = tiles_m * ceil_div(s.n, t.rows);
     for (int splits = 1; splits <= std::min(kMaxSplits, num_chunks(s)); ++splits) {
-      if (splits > 1 && tiles * splits > device.sm_count) break;
+      if (splits > 1 && tiles * splits > 2 * device.sm_count) break;
       const float cost = many_cost(s, device, t, tiles, splits);
       if (cost >= best_cost) continue;
       best_cost = cost;
       best.tile = tile, best.splits = splits, best.blocks = tiles;
-      best.group_m = std::min(tiles_m, device.sm_count >= 64 ? 8 : 4);
+      best.group_m = std::min(tiles_m, device.sm_count >= 64 ? 16 : 8);
     }
   }
   best.normalises_first = s.has_norm || s.has_rows;

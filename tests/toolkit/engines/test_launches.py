@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class Library:
         struct = type(launcher, (ctypes.Structure,), {"_fields_": [(n, KINDS[k]) for n, k in fields.items()]})
         filled: ctypes.Structure = struct(**values)
         return filled
+
+    def bound(self, launcher: str, arguments: ctypes.Structure) -> Callable[[int], None]:
+        def refuse(stream: int) -> None:
+            raise AssertionError(f"{launcher} on stream {stream}: nothing can be launched here")
+
+        return refuse
 
 
 @pytest.fixture(scope="module")

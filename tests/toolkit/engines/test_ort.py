@@ -235,6 +235,24 @@ def test_a_slot_is_taken_over_without_clearing_it(engine: OrtEngine) -> None:
     assert np.array_equal(context.run(step(row)), engine.context(PROFILE, clean).run(step(row)))
 
 
+@pytest.mark.parametrize("length", [8, 80])
+def test_a_copy_of_a_slot_goes_on_as_the_slot_itself(length: int, engine: OrtEngine) -> None:
+    """Before and after a ring has wrapped, in several slots at once, whatever they held."""
+    caches = nan_caches(engine)
+    context, spare = engine.context(PROFILE, caches), caches.spare(2)
+    for start in range(0, length, CHUNK):
+        context.run(step((ids(start, min(CHUNK, length - start)), start, 1), rows=[]))
+    spare.save(1, 1)
+    row = ids(3, 9)
+    expected = context.run(step((row, length, 1)))
+    context.run(step((ids(4, 5), 0, 0), (ids(5, 7), length + 9, 1), rows=[]))
+    for slot in (0, 1, 3):
+        spare.restore(1, slot)
+    for slot in (3, 0, 1):
+        assert np.array_equal(context.run(step((row, length, slot))), expected)
+    assert bits(caches, 0) == bits(caches, 1) == bits(caches, 3)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

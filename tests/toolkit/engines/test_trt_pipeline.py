@@ -145,8 +145,13 @@ def test_a_fault_ends_the_pipeline(engine: Any) -> None:
     conversation = Conversation(pipeline, 1)
     conversation.join(0, GREEDY)
     standin.device().memory.pop(engine.arena.address)
+
+    def decode_and_wait() -> None:
+        conversation.decode()
+        pipeline.collect(0)
+
     for call in (
-        conversation.decode,
+        decode_and_wait,
         conversation.decode,
         lambda: pipeline.leave(0),
         lambda: conversation.join(1, GREEDY),

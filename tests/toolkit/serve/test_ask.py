@@ -52,7 +52,7 @@ def test_every_field_arrives() -> None:
 
 def test_choices_have_seeds_of_their_own() -> None:
     asked = ask.completion({"model": "m", "prompt": "x", "n": 3, "seed": -1, "user": "me"})
-    made = asked.requests(ChatPrompt((4, 5), ()), 9.0, "key 1")
+    made = asked.requests(ChatPrompt((4, 5), (1,)), 9.0, "key 1")
     assert [request.sampling.seed for request in made] == [2**64 - 1, 0, 1]
     assert {(request.prompt, request.cuts) for request in made} == {((4, 5), (1,))}
     assert {(request.deadline, request.client) for request in made} == {(9.0, "key 1 me")}

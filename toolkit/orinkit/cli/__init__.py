@@ -9,12 +9,13 @@ from orinkit.cli.bench import bench
 from orinkit.cli.build import build
 from orinkit.cli.bundles import inspect, selftest, unpack
 from orinkit.cli.doctor import doctor
+from orinkit.cli.load import load
 from orinkit.cli.program import Program
 from orinkit.cli.report import board_report
 from orinkit.cli.serve import serve, status
 from orinkit.cli.talk import chat, generate
 
-_VERBS = (generate, chat, selftest, inspect, unpack, build, serve, status, doctor, bench, board_report)
+_VERBS = (generate, chat, selftest, inspect, unpack, build, serve, status, load, doctor, bench, board_report)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

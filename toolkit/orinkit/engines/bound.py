@@ -73,35 +73,13 @@ class BoundStep:
         self._caches = caches
         rows = profile.logit_rows or profile.sequences
         self.launches, self._memory = _plan(engine, profile, caches, {**addresses, **caches.addresses}, rows)
-        self._beside = _beside(engine, self.launches, profile)
 
     def enqueue(self, shape: StepShape) -> None:
         """Enqueue the launches of a step whose inputs lie in device memory already."""
-        gpu = self._engine.gpu
-        for index, launch in enumerate(self.launches):
+        stream = self._engine.gpu.stream
+        for launch in self.launches:
             launch.set(shape)
-            if index + 1 in self._beside:
-                gpu.fork()
-            is_beside = index in self._beside
-            stream = gpu.side_stream if is_beside else gpu.stream
-            self._engine.library.launch(launch.launcher, launch.arguments, stream)
-            if is_beside:
-                gpu.join()
-
-
-def _beside(engine: CudaEngine, launches: list[Launch], profile: Profile) -> frozenset[int]:
-    """Launches that run beside the one before: small wide products that neither read what it writes, nor write where
-    it reads, nor need scratch, which all launches share."""
-    found = set()
-    for index, (before, node) in enumerate(zip(engine.program.nodes, engine.program.nodes[1:], strict=False), start=1):
-        launch, ahead = launches[index], launches[index - 1].arguments
-        if node.op_type != "OrinLinear" or before.outputs[0] in node.inputs.values():
-            continue
-        launch.set(StepShape(profile.tokens, profile.sequences, profile.sequences, 1, 1))
-        read = {getattr(ahead, name) for name in before.inputs}
-        if not engine.library.query("linear_workspace", launch.arguments) and launch.arguments.y not in read:
-            found.add(index)
-    return frozenset(found)
+            launch.enqueue(stream)
 
 
 def _plan(

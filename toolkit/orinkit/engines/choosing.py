@@ -139,6 +139,10 @@ class Ring:
         self._head.array[0] = 0
         self._gpu.fill(self._clock.address, 0, 8)
 
+    def may_have_told(self, step: int) -> bool:
+        """Whether the head is beyond a step; its entries may not be visible yet."""
+        return bool(self._head.array[0] > step)
+
     def read(self, step: int, logprobs: dict[int, int]) -> tuple[Chosen, ...]:
         """What a complete step has chosen; `logprobs` is how many alternatives each slot wants to know."""
         found = []
@@ -195,6 +199,10 @@ class Choosing:
     def num_complete(self) -> int:
         """Steps whose entries can be read."""
         return self._head()
+
+    def has_told(self, step: int) -> bool:
+        """Whether the entries of a step can be read; a plain look first, for the ordered one costs more."""
+        return self.ring.may_have_told(step) and self._head() > step
 
     def pad(self, slot: int) -> None:
         """Enqueue making a slot's row of the decode step padding."""

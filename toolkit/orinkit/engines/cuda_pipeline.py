@@ -30,7 +30,7 @@ from orinkit.engines.launches import StepShape
 from orinkit.errors import DeviceError, EngineError
 from orinkit.memory.needs import decode_sizes
 
-POLL_S = 1e-4
+POLL_S = 2e-4
 """Time between two looks at the ring; the steps in flight take longer."""
 
 CAPTURE_ERRORS = range(900, 909)
@@ -223,19 +223,22 @@ class CudaPipeline:
 
     def _is_complete(self, step: int, wait: bool) -> bool:
         """Whether the entries of a step can be read. Raises EngineError: the device failed."""
-        while self._choosing.num_complete() <= step:
-            self._check()
+        while not self._choosing.has_told(step):
             if not wait:
                 return False
+            self._look()
             time.sleep(POLL_S)
         return True
 
+    def _look(self) -> None:
+        """Raises EngineError: the device has failed."""
+        try:
+            self._gpu.look()
+        except EngineError as error:
+            self._fault = error
+        self._check()
+
     def _check(self) -> None:
-        """Raises EngineError: this device has failed, now or before."""
-        if self._fault is None:
-            try:
-                self._gpu.look()
-            except EngineError as error:
-                self._fault = error
+        """Raises EngineError: the device is known to have failed."""
         if self._fault is not None:
             raise self._fault

@@ -61,9 +61,6 @@ class Gpu:
         check(rt.cudaSetDevice(0))
         check(rt.cudaFree(0))
         self.stream = int(check(rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)))
-        self.side_stream = int(check(rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)))
-        """For what may run beside the stream, between `fork` and `join`."""
-        self._forked, self._joined = self.event(), self.event()
         self.num_allocations = 0
 
     def allocate(self, nbytes: int) -> Memory:
@@ -111,16 +108,6 @@ class Gpu:
     def wait(self, event: int) -> None:
         """Wait until the stream has passed a marker; one that was never recorded counts as passed."""
         check(rt.cudaEventSynchronize(event))
-
-    def fork(self) -> None:
-        """What is enqueued on the side stream from here on waits for what is on the stream now."""
-        self.record(self._forked)
-        check(rt.cudaStreamWaitEvent(self.side_stream, self._forked, 0))
-
-    def join(self) -> None:
-        """What is enqueued on the stream from here on waits for what is on the side stream now."""
-        check(rt.cudaEventRecord(self._joined, self.side_stream))
-        check(rt.cudaStreamWaitEvent(self.stream, self._joined, 0))
 
     def look(self) -> None:
         """Raises DeviceError: something enqueued before has failed. Does not wait."""

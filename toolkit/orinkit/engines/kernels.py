@@ -8,6 +8,7 @@ field is written down twice.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,18 @@ class KernelLibrary:
 
     def launch(self, launcher: str, arguments: ctypes.Structure, stream: int) -> None:
         """Enqueue on `stream` (a CUstream as an integer). Raises EngineError."""
-        code = getattr(self._library, f"orin_{launcher}")(ctypes.byref(arguments), ctypes.c_void_p(stream))
-        self._check(launcher, code)
+        self.bound(launcher, arguments)(stream)
+
+    def bound(self, launcher: str, arguments: ctypes.Structure) -> Callable[[int], None]:
+        """`launch` of these arguments, whatever they hold by then, as a function of the stream."""
+        call, at = getattr(self._library, f"orin_{launcher}"), ctypes.byref(arguments)
+
+        def enqueue(stream: int) -> None:
+            code = call(at, ctypes.c_void_p(stream))
+            if code:
+                self._check(launcher, code)
+
+        return enqueue
 
     def query(self, function: str, arguments: ctypes.Structure) -> int:
         """A size that `orin_<function>(struct)` computes on the host, such as workspace bytes."""

@@ -43,6 +43,8 @@ class Launch:
     arguments: ctypes.Structure
     vary: Vary
     """The integers of the struct that a step decides."""
+    enqueue: Callable[[int], None]
+    """Enqueues it on a stream."""
 
     def set(self, shape: StepShape) -> None:
         """Make the struct that of a step."""
@@ -66,7 +68,8 @@ def make_launch(
         raise EngineError(f"{node.name}: the kernels take no {sorted(unknown)}; use another engine for this bundle")
     values = {name: None if kind == "P" else 0 for name, kind in fields.items()}
     first = vary(StepShape(1, 1, 1, 1, 1))
-    return Launch(node.name, launcher, library.arguments(launcher, **values | fixed | first | pointers), vary)
+    arguments = library.arguments(launcher, **values | fixed | first | pointers)
+    return Launch(node.name, launcher, arguments, vary, library.bound(launcher, arguments))
 
 
 def output_width(node: Node) -> int:

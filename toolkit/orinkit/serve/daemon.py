@@ -18,7 +18,7 @@ from orinkit.bundle import Bundle, load_keys
 from orinkit.memory.needs import ENGINES, memory_plan
 from orinkit.ops import VERSIONS
 from orinkit.runtime.start import open_tokenizer
-from orinkit.serve import listen, openapi
+from orinkit.serve import listen, openapi, page
 from orinkit.serve.api import Api, Call, Route, place, refuse
 from orinkit.serve.child import WORKER
 from orinkit.serve.connection import Connection
@@ -143,6 +143,7 @@ def routes(
     public = {
         **live,
         **told,
+        **page.routes(),
         "/v1/chat/completions": Route("POST", generation.chat),
         "/v1/completions": Route("POST", generation.completion),
         "/openapi.json": Route("GET", describe),

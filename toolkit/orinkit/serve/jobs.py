@@ -97,10 +97,10 @@ class Desk:
         """Tell each job what a step has brought it, and count it; whether a slot is free again."""
         for token in report.tokens:
             if job := self.running.get(token.request):
-                name = "time_to_first_token_seconds" if job.last is None else "time_per_output_token_seconds"
-                metrics.observe(f"vllm:{name}", now - (job.submitted if job.last is None else job.last))
-                job.last = now
                 job.tell(token)
+        for number, count in Counter(token.request for token in report.tokens).items():
+            if job := self.running.get(number):
+                _time(job, count, metrics, now)
         for end in report.ends:
             if job := self.running.pop(end.request, None):
                 _count(job, end, metrics, now)
@@ -123,6 +123,17 @@ class Desk:
     @property
     def is_empty(self) -> bool:
         return not (self.waiting or self.running)
+
+
+def _time(job: Job, count: int, metrics: Metrics, now: float) -> None:
+    """Tokens that are told together share the time since those before."""
+    if job.last is None:
+        metrics.observe("vllm:time_to_first_token_seconds", now - job.submitted)
+        count -= 1
+    since = now if job.last is None else job.last
+    for _ in range(count):
+        metrics.observe("vllm:time_per_output_token_seconds", (now - since) / count)
+    job.last = now
 
 
 def _count(job: Job, end: Finished, metrics: Metrics, now: float) -> None:

@@ -5,7 +5,7 @@
                        ["cancel", id]             it is no longer wanted
                        ["check"]                  run the golden self-test beside whatever is running
     to the supervisor  ["ready", seconds, degraded]   the self-test has passed in this time; why steps are slow
-                       ["stepped", seconds, tokens, ends]   one engine step, what it brought
+                       ["stepped", seconds, tokens, ends]   a step, or some quick ones: the slowest, what they brought
                        ["checked"]                the self-test asked for has passed
                        ["fault", code, message, exit]       the worker is about to leave with this exit code
 

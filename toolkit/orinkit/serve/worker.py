@@ -41,6 +41,8 @@ from orinkit.serve.handover import Handover
 
 _PR_SET_PDEATHSIG = 1
 _MOMENT = 0.002
+_TOGETHER = 0.005
+"""Seconds within which steps are told together: nobody reads faster, and each report costs the next step some time."""
 _OOM_SCORE = "500"
 """The kernel's choice when memory runs out should be the worker, which is started again."""
 
@@ -121,7 +123,7 @@ def _loaded(bundle: Bundle, engine: str) -> tuple[float, Scheduler]:
 
 
 class Loop:
-    """Orders in, steps, reports out; one report for each step, so that a silent worker is known to hang."""
+    """Orders in, steps, reports out; a report for each step or a few quick ones, so a silent worker hangs."""
 
     def __init__(self, scheduler: Scheduler, golden: Sequence[GoldenCase], line: Line) -> None:
         self._scheduler = scheduler
@@ -130,6 +132,12 @@ class Loop:
         self._num_slots = scheduler.num_free_slots
         self._name: dict[int, int] = {}
         """Requests of the supervisor: the scheduler's number -> its own."""
+        self._fresh: set[int] = set()
+        """Those of them that have no token yet."""
+        self._held: list[Event] = []
+        """What is still to be told, with the names of the supervisor."""
+        self._told = self._slowest = 0.0
+        self._is_urgent = False
         self._cases: dict[int, tuple[GoldenCase, list[int]]] = {}
         """A self-test on its way: the scheduler's number -> case and tokens so far."""
 
@@ -166,6 +174,7 @@ class Loop:
             self._line.send(wire.Stepped(0, (), (end,)))
         else:
             self._name[number] = order.id
+            self._fresh.add(number)
 
     def _check(self) -> None:
         if not self._cases:
@@ -178,15 +187,28 @@ class Loop:
         events = self._scheduler.step()
         seconds = time.monotonic() - begin
         self._judge(events)
-        name = self._name
-        own = [event for event in events if event.request in name]
-        tokens = tuple(replace(event, request=name[event.request]) for event in own if isinstance(event, Token))
-        ends = tuple(replace(event, request=name[event.request]) for event in own if isinstance(event, Finished))
-        for event in own:
-            if isinstance(event, Finished):
-                del name[event.request]
-        self._line.send(wire.Stepped(seconds, tokens, ends))
+        for event in events:
+            if event.request in self._name:
+                self._held.append(replace(event, request=self._name[event.request]))
+                is_last = isinstance(event, Finished)
+                self._is_urgent |= is_last or event.request in self._fresh
+                self._fresh.discard(event.request)
+                if is_last:
+                    del self._name[event.request]
+        self._tell(seconds)
         self._compare(events)
+
+    def _tell(self, seconds: float) -> None:
+        """Report the steps since the last report, unless that was just now and nothing has begun or ended."""
+        self._slowest = max(self._slowest, seconds)
+        now = time.monotonic()
+        if not self._is_urgent and not self._scheduler.is_idle and now - self._told < _TOGETHER:
+            return
+        tokens = tuple(event for event in self._held if isinstance(event, Token))
+        ends = tuple(event for event in self._held if isinstance(event, Finished))
+        self._line.send(wire.Stepped(self._slowest, tokens, ends))
+        self._held.clear()
+        self._told, self._slowest, self._is_urgent = now, 0.0, False
 
     def _judge(self, events: Sequence[Event]) -> None:
         """Raise what must end this process; after any other failure of the engine the golden tokens have to be right.
