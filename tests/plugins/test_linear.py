@@ -54,6 +54,9 @@ static_assert(choose_linear(16, 96, orin_gpu).tokens == 8, "48 blocks would be t
 static_assert(choose_linear(8, 248320, h200).tokens == 8, "");
 static_assert(choose_linear(9, 248320, h200).tokens == 16, "");
 static_assert(choose_linear(2048, 18432, h200).tokens == 128, "");
+static_assert(is_of_dots(1, 32, 16, false) && is_of_dots(8, 256, 16, false), "the gates of a gated-delta layer");
+static_assert(!is_of_dots(9, 32, 16, false) && !is_of_dots(1, 257, 16, false), "");
+static_assert(!is_of_dots(1, 32, 8, false) && !is_of_dots(1, 32, 16, true), "");
 int main() {}
 """
 

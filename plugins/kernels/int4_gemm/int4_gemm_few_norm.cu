@@ -332,17 +332,17 @@ class FewNorm {
   }
 // Where there is a warp for each chunk they are many; else fewer warps with more registers take several chunks in turn.
 // Threads as in select.h; chunks ahead: what fits in their registers.
-#define ORIN_NORM_ALL(group, tokens, threads, ahead, phase_threads, phase_ahead)         \
-  ORIN_NORM(group, tokens, false, false, false, threads, ahead, )                        \
-  ORIN_NORM(group, tokens, true, false, false, threads, ahead, _zeros)                   \
-  ORIN_NORM(group, tokens, false, false, true, phase_threads, phase_ahead, _phases)      \
-  ORIN_NORM(group, tokens, true, false, true, phase_threads, phase_ahead, _zeros_phases) \
-  ORIN_NORM(group, tokens, false, true, true, 256, 1, _ragged)                           \
+#define ORIN_NORM_ALL(group, tokens, threads, ahead, zeros_ahead, phase_threads, phase_ahead) \
+  ORIN_NORM(group, tokens, false, false, false, threads, ahead, )                             \
+  ORIN_NORM(group, tokens, true, false, false, threads, zeros_ahead, _zeros)                  \
+  ORIN_NORM(group, tokens, false, false, true, phase_threads, phase_ahead, _phases)           \
+  ORIN_NORM(group, tokens, true, false, true, phase_threads, phase_ahead, _zeros_phases)      \
+  ORIN_NORM(group, tokens, false, true, true, 256, 1, _ragged)                                \
   ORIN_NORM(group, tokens, true, true, true, 256, 1, _zeros_ragged)
 
-ORIN_NORM_ALL(32, 8, 512, 1, 256, 2)
-ORIN_NORM_ALL(32, 16, 256, 1, 256, 1)
-ORIN_NORM_ALL(64, 8, 512, 2, 256, 3)
-ORIN_NORM_ALL(64, 16, 512, 1, 256, 2)
-ORIN_NORM_ALL(128, 8, 512, 4, 320, 4)
-ORIN_NORM_ALL(128, 16, 512, 2, 256, 3)
+ORIN_NORM_ALL(32, 8, 512, 1, 1, 256, 2)
+ORIN_NORM_ALL(32, 16, 256, 1, 1, 256, 1)
+ORIN_NORM_ALL(64, 8, 512, 2, 2, 256, 3)
+ORIN_NORM_ALL(64, 16, 512, 1, 1, 256, 2)
+ORIN_NORM_ALL(128, 8, 512, 4, 3, 320, 4)
+ORIN_NORM_ALL(128, 16, 512, 2, 2, 256, 3)

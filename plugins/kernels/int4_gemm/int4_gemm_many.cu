@@ -11,6 +11,12 @@
 // per phase, so odd rows swap each half of 8 units for the other: unit u of row r lies at u ^ 4 (r & 1).
 #include "kernels/int4_gemm/int4.cuh"
 
+#ifdef __CUDA_ARCH__
+#define ORIN_ARCH __CUDA_ARCH__
+#else
+#define ORIN_ARCH 0  // the host's pass of nvcc
+#endif
+
 using namespace orin;
 
 namespace {
@@ -35,8 +41,9 @@ class Many {
   static constexpr int kScaleBytes = kStripes * Part::kGroups * 16;
   static constexpr int kZeroBytes = kStripes * Part::kZeroPairs * 8;
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kScaleBytes + kZeroBytes;
-  static constexpr int kOutStride = kN + 4;                  // floats; 4 spread a warp's stores over all banks
-  static constexpr bool kIsLarge = kTilesM * kTilesN >= 32;  // scales would not fit beside the sums: read again
+  static constexpr int kOutStride = kN + 4;  // floats; 4 spread a warp's stores over all banks
+  // Half of the registers are sums: before sm_90 the compiler would spill, if scales were kept and copies started late.
+  static constexpr bool kIsTight = kTilesM * kTilesN >= 32 && ORIN_ARCH < 900;
   static_assert(kStageBytes % 16 == 0 && kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
 
  public:
@@ -156,7 +163,8 @@ class Many {
     }
   }
 
-  // Add one chunk. The next copy is started once the tensor cores have work.
+  // Add one chunk. The next copy is started once the tensor cores have work, or at once where its addresses would not
+  // fit beside the operands.
   __device__ void multiply(int chunk, int number) {
     const char* stage = shared + number * kStageBytes;
     const int row = lane / 4, unit = lane % 4;
@@ -166,6 +174,7 @@ class Many {
     const half* scales = reinterpret_cast<const half*>(stage + kXBytes + kWeightBytes) + row;
     const unsigned char* zeros =
         reinterpret_cast<const unsigned char*>(stage + kXBytes + kWeightBytes + kScaleBytes) + row;
+    if (kIsTight) fetch(chunk + kStages - 1, number == 0 ? kStages - 1 : number - 1);
     uint2 words[2 * kTilesN];  // of half of a stage: all would not fit beside the sums of a large tile
     half2 scale[kTilesN];      // of the two stripes of an m16 tile
 #pragma unroll
@@ -183,7 +192,7 @@ class Many {
 #pragma unroll
       for (int n = 0; n < kTilesN; ++n) {
         uint32 b[2][4];
-        if (kIsLarge || w * 32 % kGroup == 0) {
+        if (kIsTight || w * 32 % kGroup == 0) {
           const half* from = scales + ((stripe + 2 * n) * Part::kGroups + group) * 8;
           scale[n] = __halves2half2(from[0], from[8 * Part::kGroups]);
         }
@@ -205,7 +214,7 @@ class Many {
 #pragma unroll
         for (int m = 0; m < kTilesM; ++m) mma(sum[m][n], {b[0][2], b[1][2], b[0][3], b[1][3]}, {v[m].z, v[m].w});
       }
-      if (w == 0) fetch(chunk + kStages - 1, number == 0 ? kStages - 1 : number - 1);
+      if (w == 0 && !kIsTight) fetch(chunk + kStages - 1, number == 0 ? kStages - 1 : number - 1);
     }
   }
 

@@ -40,6 +40,7 @@ const Tile tiles[] = {
     {32, 64, stages(5, 32), {"linear_tiled", "linear_tiled_float16_32"}, {"linear_tiled", "linear_tiled_int8_32"}}};
 
 const Kernel norm("linear_tiled", "linear_norm");
+const Kernel dots("linear_dots", "linear_dots_float16");
 
 int check(const Linear& a) {
   if (a.bits != 16 && a.bits != 8) return bad_argument("linear: bits: expected 16 or 8, found %d", a.bits);
@@ -121,6 +122,9 @@ ORIN_API int orin_linear(const orin::Linear* a, orin::Stream stream) {
                  a->float32_output,
                  a->norm_eps,
                  0};
+  if (is_of_dots(a->outputs, a->n, a->bits, a->swiglu)) {
+    return dots.launch({unsigned(ceil_div(a->n, 4)), unsigned(a->outputs)}, {128}, 0, stream, p);
+  }
   const LinearChoice choice = choose_linear(a->outputs, a->n, device());
   p.block_tokens = choice.tokens;
   return choice.kind == LinearChoice::kTiled ? run_tiled(p, *a, choice.columns, stream)

@@ -13,6 +13,11 @@ namespace orin {
 constexpr int kMostStreamedTokens = 16;
 constexpr int kMostStreamedTokensOfSmall = 64;
 
+// Whether each value of y gets a warp of its own: products that are so small that only latency counts.
+constexpr bool is_of_dots(int outputs, int n, int bits, bool swiglu) {
+  return bits == 16 && !swiglu && outputs <= 8 && n <= 256;
+}
+
 struct LinearChoice {
   // Streamed: 8, 32 or 128 columns of y per block, with 8, 4 or 1 warps along K. Tiled: tile x tile values of y per
   // block.

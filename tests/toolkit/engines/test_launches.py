@@ -37,7 +37,7 @@ class Library:
 
     def bound(self, launcher: str, arguments: ctypes.Structure) -> Callable[[int], None]:
         def refuse(stream: int) -> None:
-            raise AssertionError(f"{launcher} on stream {stream}: nothing can be launched here")
+            raise AssertionError(f"{launcher} with {arguments} on stream {stream}: nothing can be launched here")
 
         return refuse
 

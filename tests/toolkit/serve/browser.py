@@ -107,7 +107,7 @@ class Page:
 
     def tap(self, selector: str) -> None:
         """Touch the middle of an element."""
-        place = f"(({{x, y, width, height}}) => ({{x: x + width / 2, y: y + height / 2}}))"
+        place = "(({x, y, width, height}) => ({x: x + width / 2, y: y + height / 2}))"
         point = self.read(f"{place}(document.querySelector({json.dumps(selector)}).getBoundingClientRect())")
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[point])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])

@@ -176,6 +176,23 @@ def test_the_answer_of_a_tool_goes_back_to_the_model(tooled: openai.OpenAI) -> N
     assert done.choices[0].finish_reason in ("stop", "length")
 
 
+def test_a_shared_beginning_is_read_once_and_only_by_its_own_user(client: openai.OpenAI) -> None:
+    system = "You are a helpful assistant. Solve the question step by step. " * 16
+    messages: Any = [{"role": "system", "content": system}, *MESSAGES]
+
+    def ask(user: str) -> tuple[str | None, int | None]:
+        done = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12, temperature=0, user=user)
+        assert done.usage is not None
+        assert done.usage.prompt_tokens_details is not None
+        return done.choices[0].message.content, done.usage.prompt_tokens_details.cached_tokens
+
+    (first, fresh), (again, cached), (other, foreign) = ask("a"), ask("a"), ask("b")
+    assert first == again == other
+    assert (fresh, foreign) == (0, 0)
+    assert cached is not None
+    assert cached > 100
+
+
 def test_errors_are_those_of_the_client(client: openai.OpenAI, demo: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature") as refused:
         client.completions.create(model=MODEL, prompt="x", temperature=3)

@@ -95,6 +95,8 @@ class Client:
             outcome.error = "timeout"
         except httpx.TransportError as error:
             outcome.error = f"connection: {type(error).__name__}"
+        except (ValueError, LookupError, TypeError, AttributeError):
+            outcome.error = "no stream of completions"
         outcome.end = time.monotonic()
         return outcome
 

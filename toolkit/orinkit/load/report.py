@@ -67,6 +67,7 @@ def report(workload: Workload, run: Run, limits: Limits) -> dict[str, Any]:
         },
         "errors": dict(errors.most_common()),
         "requests_per_s": len(whole) / run.seconds,
+        "limits": {name: None if math.isinf(value) else value for name, value in asdict(limits).items()},
         "goodput_per_s": len(good) / run.seconds,
         "prompt_tokens": sum(outcome.num_prompt for outcome in whole),
         "answer_tokens": tokens,
@@ -90,7 +91,7 @@ def table(figures: dict[str, Any]) -> list[str]:
         f"{figures['model']}: {requests['sent']} requests in {figures['seconds']:.1f} s",
         "  ".join(f"{count} {kind}" for kind, count in requests.items() if kind != "sent"),
         *(f"  {count} x {kind}" for kind, count in figures["errors"].items()),
-        f"{figures['requests_per_s']:.2f} whole answers/s, {figures['goodput_per_s']:.2f} good ones/s, "
+        f"{figures['requests_per_s']:.2f} whole answers/s, {figures['goodput_per_s']:.2f} good ones/s",
         f"{figures['answer_tokens_per_s']:.1f} tokens/s, {figures['wasted_tokens']} tokens wasted",
         "ms".ljust(16) + "".join(name.rjust(10) for name in _COLUMNS),
     ]

@@ -93,7 +93,7 @@ class Workload:
 
     def shots(self) -> Iterator[Shot]:
         """The warm-up and then the requests that count, one after the other."""
-        times, contents = random.Random(f"{self.seed} times"), random.Random(f"{self.seed} contents")
+        times, contents = (random.Random(f"{self.seed} {use}") for use in ("times", "contents"))  # noqa: S311
         common = contents.choices(_IDS, k=self.prefix)
         total = self.warmup + self.requests
         gaps = (0.0 if self.rate is None else times.expovariate(self.rate) for _ in range(total))
