@@ -7,7 +7,7 @@ CUDA_VERSIONS := 11.8 12.6 13.2
 LEAN := 10.15.1.29-aarch64 10.16.1.11-aarch64 11.4.0.106-aarch64 10.16.1.11-x86_64 11.4.0.106-x86_64
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint oracle kernels nvrtc lean bindings soak deb clean
+.PHONY: demo test lint oracle kernels nvrtc lean bindings soak fuzz deb clean
 
 demo: .venv/installed
 	$(BIN)/orin-export build recipes/demo.yaml --target targets/host.yaml -o build/demo
@@ -22,6 +22,11 @@ test: lint nvrtc bindings
 soak: .venv/installed
 	ORIN_SOAK_KILLS=200 $(BIN)/pytest -q tests/toolkit/serve/test_supervisor.py -k f23
 	ORIN_SOAK=167 $(BIN)/pytest -q tests/toolkit/serve/test_soak.py
+
+# Ten times as many random requests as a test run sends; FUZZ multiplies them.
+FUZZ ?= 10
+fuzz: .venv/installed
+	ORIN_FUZZ=$(FUZZ) $(BIN)/pytest -q tests/toolkit/serve/test_fuzz.py
 
 # The Debian package of orin-run, for boards. WHEELS: a folder of the wheels it needs, if boards have no package index.
 deb: .venv/installed

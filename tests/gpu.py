@@ -31,6 +31,8 @@ class Array:
     def write(self, array: NDArray[Any]) -> None:
         data = np.ascontiguousarray(array, self.dtype)
         check(rt.cudaMemcpy(self.pointer, data.ctypes.data, self.nbytes, rt.cudaMemcpyKind.cudaMemcpyHostToDevice))
+        # A copy from pageable memory returns before it has arrived, and no non-blocking stream waits for it.
+        check(rt.cudaStreamSynchronize(0))
 
     def read(self) -> NDArray[Any]:
         out = np.empty(self.shape, self.dtype)

@@ -11,12 +11,6 @@
 // per phase, so odd rows swap each half of 8 units for the other: unit u of row r lies at u ^ 4 (r & 1).
 #include "kernels/int4_gemm/int4.cuh"
 
-#ifdef __CUDA_ARCH__
-#define ORIN_ARCH __CUDA_ARCH__
-#else
-#define ORIN_ARCH 0  // the host's pass of nvcc
-#endif
-
 using namespace orin;
 
 namespace {
@@ -42,8 +36,8 @@ class Many {
   static constexpr int kZeroBytes = kStripes * Part::kZeroPairs * 8;
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kScaleBytes + kZeroBytes;
   static constexpr int kOutStride = kN + 4;  // floats; 4 spread a warp's stores over all banks
-  // Half of the registers are sums: before sm_90 the compiler would spill, if scales were kept and copies started late.
-  static constexpr bool kIsTight = kTilesM * kTilesN >= 32 && ORIN_ARCH < 900;
+  // Half of the registers are sums: scales are read again for each step, and copies are not started between products.
+  static constexpr bool kIsTight = kTilesM * kTilesN >= 32;
   static_assert(kStageBytes % 16 == 0 && kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
 
  public:

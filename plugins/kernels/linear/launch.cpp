@@ -123,7 +123,7 @@ ORIN_API int orin_linear(const orin::Linear* a, orin::Stream stream) {
                  a->norm_eps,
                  0};
   if (is_of_dots(a->outputs, a->n, a->bits, a->swiglu)) {
-    return dots.launch({unsigned(ceil_div(a->n, 4)), unsigned(a->outputs)}, {128}, 0, stream, p);
+    return dots.launch({unsigned(a->n), unsigned(a->outputs)}, {128}, 0, stream, p);
   }
   const LinearChoice choice = choose_linear(a->outputs, a->n, device());
   p.block_tokens = choice.tokens;

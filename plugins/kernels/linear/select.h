@@ -13,7 +13,7 @@ namespace orin {
 constexpr int kMostStreamedTokens = 16;
 constexpr int kMostStreamedTokensOfSmall = 64;
 
-// Whether each value of y gets a warp of its own: products that are so small that only latency counts.
+// Whether each value of y gets a block of its own: products that are so small that only latency counts.
 constexpr bool is_of_dots(int outputs, int n, int bits, bool swiglu) {
   return bits == 16 && !swiglu && outputs <= 8 && n <= 256;
 }

@@ -14,11 +14,12 @@ from orinkit.bundle import Bundle
 from orinkit.engines import open_engine
 from orinkit.engines.base import Engine
 from orinkit.ops import VERSIONS
-from orinkit.runtime.pipeline import RUN_AHEAD, open_pipeline
+from orinkit.runtime.pipeline import RUN_AHEAD, HostPipeline, open_pipeline
 from orinkit.runtime.request import Finished, Request, Token
 from orinkit.runtime.sampling import Sampling
 from orinkit.runtime.scheduler import Scheduler
 from orinkit.runtime.start import open_tokenizer
+from orinkit.runtime.steps import Stepper
 
 pytestmark = pytest.mark.gpu
 LIBRARY = Path(__file__).parents[3] / "build/kernels/liborin_kernels.so"
@@ -125,9 +126,13 @@ def test_neighbours_come_and_go(cuda: Scheduler, expected: list[list[int]]) -> N
     ],
     ids=["temperature", "cuts", "penalties", "bias"],
 )
-def test_sampling_is_that_of_the_host(cuda: Scheduler, cpu: Scheduler, sampling: Sampling) -> None:
+def test_sampling_is_that_of_the_host(engine: Any, bundle: Bundle, sampling: Sampling) -> None:
+    """One slot, so that both see logits of the same steps of the same kernels, to the last bit."""
+    shapes = replace(bundle.manifest.recipe.shapes, slots=1, capacity=1024)
+    on_host = HostPipeline(Stepper(engine, shapes))
+    chosen_on_host = Scheduler(on_host, shapes, open_tokenizer(bundle), bundle.manifest.model)
     requests = [Request(ids, sampling, max_tokens=30) for ids in prompts(8)]
-    assert run(cuda, requests) == run(cpu, requests)
+    assert run(serve(engine, bundle, slots=1), requests) == run(chosen_on_host, requests)
 
 
 def test_log_probabilities(cuda: Scheduler, cpu: Scheduler) -> None:

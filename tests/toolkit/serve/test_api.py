@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from orinkit.errors import ServiceError
-from orinkit.serve import api, daemon
+from orinkit.serve import api, daemon, page
 from orinkit.serve.metrics import Metrics
 from toolkit.serve.servers import MODEL, Server, serving
 
@@ -44,13 +44,15 @@ def public_routes() -> dict[str, api.Route]:
     return public
 
 
-def test_a5_every_route_but_livez_needs_a_key(keyed: Server) -> None:
+def test_a5_every_route_but_livez_and_the_page_needs_a_key(keyed: Server) -> None:
+    """The files of the page are the same for everybody and tell nothing."""
     table = {**public_routes(), "/unknown": api.Route("GET", None)}  # type: ignore[arg-type]
-    assert [path for path, route in table.items() if not route.needs_key] == ["/livez"]
+    is_open = {"/livez", *page.routes()}
+    assert {path for path, route in table.items() if not route.needs_key} == is_open
     keyed.key = None
     for (path, route), key in itertools.product(table.items(), ("", f"Bearer x{KEYS[0]}", KEYS[0], f"Basic {KEYS[0]}")):
         reply = keyed.request(route.method, path, b"{}" if route.method == "POST" else None, Authorization=key)
-        assert reply.status == (200 if path == "/livez" else 401)
+        assert reply.status == (200 if path in is_open else 401)
     keyed.key = KEYS[1]
     assert keyed.request("GET", "/v1/models").status == 200
     assert keyed.request("GET", "/unknown").status == 404

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -71,7 +70,14 @@ def test_f8_a_worker_that_not_even_sigkill_ends_is_told_of(monkeypatch: pytest.M
     """The kernel that does not deliver the signal is played by a kill that does nothing."""
     monkeypatch.setattr(children, "REAP", 0.2)
     monkeypatch.setattr(Child, "_signal", lambda _: None)
-    ending, _, pid = run("time.sleep(60)", kill="step_deadline")
-    assert ending == Ending("gpu_stuck", None)
-    assert is_running(pid)
-    os.kill(pid, 9)
+
+    async def lived() -> tuple[Ending, bool]:
+        child = await Child.start((sys.executable, "-c", f"{PROLOGUE}time.sleep(60)"), HANDOVER, lambda _: None)
+        child.kill("step_deadline")
+        ending, is_alive = await child.ending(), is_running(child.pid)
+        monkeypatch.undo()
+        child.kill("for real")
+        await child.ending()
+        return ending, is_alive
+
+    assert asyncio.run(lived()) == (Ending("gpu_stuck", None), True)

@@ -19,7 +19,6 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
-    negative_data_rejection,
     response_schema_conformance,
     status_code_conformance,
 )
@@ -67,7 +66,6 @@ def test_the_document_tells_what_the_server_does(server: Server, label: str, mod
     is_generation = label.startswith("POST")
     if not is_generation and mode is GenerationMode.NEGATIVE:
         pytest.skip("has no input that could be wrong")
-    checks = (*CHECKS, negative_data_rejection) if mode is GenerationMode.NEGATIVE else CHECKS
     reached = []
 
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
@@ -77,9 +75,11 @@ def test_the_document_tells_what_the_server_does(server: Server, label: str, mod
             case.body = served(case.body)
         response = case.call(base_url=f"http://127.0.0.1:{server.port}", timeout=20)
         reached.append(response.status_code)
-        case.validate_response(response, checks=checks)
+        case.validate_response(response, checks=CHECKS)
         if response.status_code != 503:
             case.validate_response(response, checks=(not_a_server_error,))
+        if mode is GenerationMode.NEGATIVE:
+            assert 400 <= response.status_code < 500, case.body
 
     ask()
     assert reached
@@ -104,7 +104,7 @@ BODIES = st.builds(
 
 
 @hypothesis.given(body=BODIES, path=st.sampled_from(["/v1/completions", "/v1/chat/completions"]))
-@examples(300)
+@examples(100)
 def check_body(port: int, body: bytes, path: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:

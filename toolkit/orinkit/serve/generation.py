@@ -57,8 +57,9 @@ class Generation:
         if asked.settings.grammar is not None:
             await self._trial.check(asked.settings.grammar)
         deadline = begin + min(self._supervisor.settings.deadline, asked.timeout or float("inf"))
-        requests = asked.requests(await self._tokenise(asked), deadline, call.client)
+        prompt = await self._tokenise(asked)
         try:
+            requests = asked.requests(prompt, deadline, call.client)
             mailbox, jobs = self._supervisor.submit(requests, call.client)
         except RequestError as error:
             raise ask.refused(error) from None
