@@ -13,16 +13,17 @@
 // and shared memory allow. tile: 1 = the path for few tokens, 2.. = kTiles. splits: of columns, more than 16 tokens.
 // stripes: tiles of a warp between two barriers, few tokens with a norm. blocks: few tokens: most blocks; else tiles
 // along the tokens that run together.
-#define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                                 \
-  P(x)                                                                                                                 \
-  P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) P(semaphores) I(tokens) I(n) I(k) \
-      I(group_size) I(swiglu) I(float32_output) F(norm_eps) I(tile) I(splits) I(warps_n) I(warps_k) I(stripes)         \
-          I(blocks)
+// clang-format off
+#define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                     \
+  P(x) P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) P(semaphores)    \
+  I(tokens) I(n) I(k) I(group_size) I(swiglu) I(float32_output) F(norm_eps)                                \
+  I(tile) I(splits) I(warps_n) I(warps_k) I(stripes) I(blocks)
+// clang-format on
 
 ORIN_ABI(Int4Gemm, int4_gemm, ORIN_INT4_GEMM_FIELDS)
 ORIN_API int64_t orin_int4_gemm_workspace(const orin::Int4Gemm* arguments);
 ORIN_API int64_t orin_int4_gemm_semaphores(const orin::Int4Gemm* arguments);
-// "few 7x2 warps, 128 blocks, 1 split" and the like, valid until the thread's next call.
+// "few 1x8 warps, 112 blocks, 4 tiles in 1 rounds" and the like, valid until the thread's next call.
 ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* arguments, int sm_count, int max_shared_bytes);
 
 // Canonical weights to the kernel layout, not in place; zeros may be absent.

@@ -27,9 +27,7 @@ def start(bundle: Path) -> Iterator[Callable[..., Server]]:
 
     yield made
     for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
+        server.close()
 
 
 @pytest.fixture(scope="module")

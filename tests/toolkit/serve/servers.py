@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -177,6 +178,13 @@ class Server:
             self.process.kill()
             raise
 
+    def close(self) -> None:
+        """End it if it still runs, and remove what it has written."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 
 @contextlib.contextmanager
 def serving(bundle: Path, key: str | None = None, **settings: Any) -> Iterator[Server]:
@@ -188,9 +196,7 @@ def serving(bundle: Path, key: str | None = None, **settings: Any) -> Iterator[S
         yield server
         assert server.stop() == 0
     finally:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
+        server.close()
 
 
 def wait_for(happened: Callable[[], Any], explain: Callable[[], str] = str, seconds: float = 60) -> None:
