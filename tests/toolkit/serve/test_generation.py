@@ -229,3 +229,8 @@ def test_a28_a_hostile_chat_template_fails_soon_and_alone(start: Start, tmp_path
     assert (reply.status, reply.code) == (400, "chat_template")
     assert time.monotonic() - begin < 5
     server.check_golden()
+
+
+def test_an_empty_prompt_is_a_mistake_of_the_client(server: Server) -> None:
+    reply = server.complete("")
+    assert (reply.status, reply.code) == (400, "invalid_request")
