@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/orin-run chat build/demo --max-tokens 120 --say "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
 test: lint nvrtc bindings
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses auto --dist worksteal
 
 # The long forms of the daemon's tests: 200 kills of the worker under load, 10,000 prompts side by side, cancels.
 soak: .venv/installed
