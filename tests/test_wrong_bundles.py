@@ -79,7 +79,7 @@ KEYS = {
     ),
 }
 REQUESTS = {
-    "engine": Wrong("selftest", ("demo", "--engine", "tensorflow"), ("unknown engine 'tensorflow'", "onnxruntime"), 1),
+    "engine": Wrong("selftest", ("demo", "--engine", "mxnet"), ("unknown engine 'mxnet'", "onnxruntime"), 1),
     "tokens": Wrong("generate", generated(prompt=LONG), ("at most 1024 tokens for prompt and answer", "shorten"), 1),
     "bytes": Wrong("generate", generated(prompt=LONG * 3), ("at most 8192 bytes", "found 9900; shorten it"), 1),
     "answer": Wrong("generate", generated("--max-tokens", "1024"), ("at most 1024 tokens", "+ 1024; shorten"), 1),
