@@ -137,7 +137,7 @@ def test_tokens_are_those_of_a_request_alone(
     asked: list[tuple[Request, int, int | None]], slots: int, run_ahead: int | None
 ) -> None:
     """Requests that come at any time, share beginnings, and are cancelled anywhere."""
-    served = scheduler(slots, run_ahead=run_ahead, eos=())
+    served = scheduler(slots, run_ahead=run_ahead)
     numbers: dict[int, tuple[Request, int | None]] = {}
     events: list[Event] = []
     for at in range(300):
