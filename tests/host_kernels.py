@@ -19,7 +19,6 @@ from orinkit.errors import EngineError, NumericError
 from orinkit.runtime.sampling import History, Sampling, sample
 
 KERNELS = Path(__file__).parents[1] / "plugins/kernels"
-HEADERS = ("sampling/launch.h", "sampling/params.h", "step/launch.h", "step/params.h")
 _DEFINE = re.compile(r"#define ORIN_(\w+)_FIELDS\([\w, ]+\)((?:.*\\\n)*.*\n)")
 _FIELD = re.compile(r"\b([A-Z])\((\w+)\)")
 _CTYPES: dict[str, Any] = {"P": ctypes.c_void_p, "I": ctypes.c_int32, "F": ctypes.c_float}
@@ -31,8 +30,8 @@ _IDLE, _RUNNING, _STOPPED, _FULL, _FAILED = -1, 0, 1, 2, 3
 def _structs() -> dict[str, dict[str, str]]:
     """Fields of every struct, by the names of the launchers."""
     found = {}
-    for header in HEADERS:
-        for name, body in _DEFINE.findall((KERNELS / header).read_text(encoding="utf-8")):
+    for header in sorted(KERNELS.glob("*/*.h")):
+        for name, body in _DEFINE.findall(header.read_text(encoding="utf-8")):
             found[name.lower()] = {field: kind for kind, field in _FIELD.findall(body)}
     return found
 

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a step's inputs lie, on the stand-in for CUDA."""
+"""Steps with every address fixed: what lies where, what is copied when, and which sizes the launches get."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import standin
+from host_kernels import HostKernels
 from orinkit.engines.base import Profile, StepInputs
+from orinkit.engines.program import Node, Program, read_program
+from orinkit.runtime.batch import Batch, Row, Sizes
+
+PROFILE = Profile("prefill", 8, 3)
 
 
 @pytest.fixture
@@ -21,33 +29,189 @@ def gpu() -> Iterator[Any]:
         yield Gpu()
 
 
-def inputs(*lengths: int, past: int = 0) -> StepInputs:
-    edges = np.cumsum([0, *lengths], dtype=np.int32)
-    count = len(lengths)
-    ids = np.arange(edges[-1], dtype=np.int32) + 100
-    slots, rows = np.arange(count, dtype=np.int32), (edges[1:] - 1).astype(np.int32)
-    return StepInputs(ids, edges, np.full(count, past, np.int32), slots, rows)
+@pytest.fixture(scope="module")
+def program(demo_bundle: Path) -> Program:
+    return read_program(demo_bundle / "model.onnx")
 
 
-def test_the_shape_of_a_step(gpu: Any) -> None:
+class Library(HostKernels):
+    """Notes what is launched, with which sizes; asks for most scratch in steps of five tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(__file__))
+        self.launched: list[tuple[str, int, int]] = []
+
+    def launch(self, launcher: str, arguments: Any, stream: int) -> None:
+        self.launched.append((launcher, arguments.tokens, stream))
+
+    def query(self, function: str, arguments: Any) -> int:
+        return {1: 100, 5: 4096}.get(arguments.tokens, 512) + (64 if function.endswith("semaphores") else 0)
+
+
+@dataclass
+class Loaded:
+    """An engine as far as a step needs it; its weights lie nowhere."""
+
+    gpu: Any
+    program: Program
+    library: Library = field(default_factory=Library)
+    arenas: list[Any] = field(default_factory=list)
+
+    def arena(self, nbytes: int) -> Any:
+        if not self.arenas or self.arenas[-1].nbytes < nbytes:
+            self.arenas.append(self.gpu.allocate(nbytes))
+        return self.arenas[-1]
+
+    def addresses(self, node: Node) -> dict[str, int]:
+        return dict.fromkeys((name for name in node.inputs.values() if name in self.program.weights), 256)
+
+
+@dataclass
+class Caches:
+    """As far as a step needs them."""
+
+    addresses: dict[str, int]
+    rows: dict[str, int]
+    capacity: int = 64
+    slots: int = 3
+
+
+def bound(gpu: Any, program: Program, profile: Profile, engine: Loaded | None = None) -> tuple[Loaded, Any]:
+    from orinkit.engines.bound import STEP_INPUTS, BoundStep
+
+    made: Any = engine or Loaded(gpu, program)
+    caches: Any = Caches(dict.fromkeys(program.states, 512), dict.fromkeys(program.states, 64))
+    return made, BoundStep(made, profile, caches, dict.fromkeys((*STEP_INPUTS, "logits"), 1024))
+
+
+# The sizes of a step
+
+
+def test_sizes_come_from_what_is_padded_and_lengths_from_what_is_real(gpu: Any) -> None:
+    """Case R2: the grid is that of the padded step, the longest sequence is a real one."""
     from orinkit.engines.bound import shape_of
+    from orinkit.engines.launches import StepShape
 
-    found = shape_of(inputs(3, 1, past=7))
-    assert (found.tokens, found.sequences, found.logit_rows) == (4, 2, 2)
-    assert (found.max_step, found.max_length) == (3, 10)
+    rows = [Row(2, 7, (1, 2, 3)), Row(0, 12, (4,))]
+    assert shape_of(Batch.of(rows, PROFILE).inputs()) == StepShape(4, 2, 2, 3, 13)
+    assert shape_of(Batch.of(rows, PROFILE, Sizes(8, 3, 3)).inputs()) == StepShape(8, 3, 3, 3, 13)
 
 
-def test_arrays_arrive_where_they_are_said_to_lie(gpu: Any) -> None:
+def test_a_step_of_padding_alone_has_sizes(gpu: Any) -> None:
+    from orinkit.engines.bound import shape_of
+    from orinkit.engines.launches import StepShape
+
+    padding = np.full(2, -1, np.int32)
+    inputs = StepInputs(padding, np.zeros(3, np.int32), np.zeros(2, np.int32), padding, padding)
+    assert shape_of(inputs) == StepShape(2, 2, 2, 0, 0)
+
+
+# Inputs on their way to the device
+
+
+def read(gpu: Any, address: int, count: int) -> list[int]:
+    host = gpu.pinned((count,), np.int32)
+    gpu.receive(host, address, 4 * count)
+    gpu.synchronise()
+    found: list[int] = host.array.tolist()
+    return found
+
+
+def step(*lengths: int) -> StepInputs:
+    rows = [Row(slot, 5 * slot, tuple(range(1, length + 1))) for slot, length in enumerate(lengths)]
+    return Batch.of(rows, PROFILE).inputs()
+
+
+def test_inputs_arrive_each_at_its_aligned_address(gpu: Any) -> None:
+    from orinkit.engines.bound import STEP_INPUTS, StepArrays
+
+    arrays = StepArrays(gpu, PROFILE, "destinations")
+    arrays.send(step(4, 1), destinations=np.array([0, -1], np.int32))
+    found = {name: read(gpu, address, 2) for name, address in arrays.addresses.items()}
+    assert list(found) == [*STEP_INPUTS, "destinations"]
+    assert list(found.values()) == [[1, 2], [0, 4], [0, 5], [0, 1], [3, 4], [0, -1]]
+    assert all(address % 256 == 0 for address in arrays.addresses.values())
+
+
+def test_the_next_inputs_are_written_while_the_last_ones_are_on_their_way(gpu: Any) -> None:
+    """The copy is enqueued, so what it copies must stay until it runs."""
     from orinkit.engines.bound import StepArrays
 
-    arrays = StepArrays(gpu, Profile("prefill", 16, 4), "destinations")
-    assert all(address % 256 == 0 for address in arrays.addresses.values())
-    for lengths, destinations in (((3, 1), [2, -1]), ((5,), [0]), ((1, 1, 1), [1, 2, 3])):
-        step = inputs(*lengths)
-        arrays.send(step, destinations=np.array(destinations, np.int32))
-        gpu.synchronise()
-        for name, values in (*vars(step).items(), ("destinations", destinations)):
-            host = gpu.pinned((len(values),), np.int32)
-            gpu.receive(host, arrays.addresses[name], 4 * len(values))
-            gpu.synchronise()
-            assert host.array.tolist() == list(values), name
+    arrays, kept = StepArrays(gpu, PROFILE), gpu.allocate(32)
+
+    def work() -> None:
+        arrays.send(step(3, 2))
+        gpu.copy(kept.address, arrays.addresses["input_ids"], 32)
+        arrays.send(step(1, 1))
+
+    gpu.capture(work)()
+    assert read(gpu, kept.address, 5) == [1, 2, 3, 1, 2]
+    assert read(gpu, arrays.addresses["input_ids"], 2) == [1, 1]
+
+
+def test_a_side_is_written_once_its_last_copy_has_been_made(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orinkit.engines.bound import StepArrays
+
+    arrays, seen = StepArrays(gpu, PROFILE), []
+    monkeypatch.setattr(gpu, "wait", lambda event: seen.append(("wait", event)))
+    monkeypatch.setattr(gpu, "record", lambda event: seen.append(("record", event)))
+    for _ in range(3):
+        arrays.send(step(1))
+    (_, one), (_, two) = seen[0], seen[2]
+    assert one != two
+    both = [[("wait", event), ("record", event)] for event in (one, two, one)]
+    assert seen == [pair for pairs in both for pair in pairs]
+
+
+# Launches
+
+
+def test_contexts_share_one_arena_when_the_largest_is_made_first(gpu: Any, program: Program) -> None:
+    engine, prefill = bound(gpu, program, PROFILE)
+    _, decode = bound(gpu, program, Profile("decode", 2, 2), engine)
+    (arena,) = engine.arenas
+    for each in (prefill, decode):
+        places = [launch.arguments.y for launch in each.launches[:-1]]
+        assert all(arena.address <= place < arena.address + arena.nbytes for place in places)
+        assert each.launches[-1].arguments.y == 1024
+
+
+def test_scratch_is_the_most_that_any_number_of_tokens_asks_for(gpu: Any, program: Program) -> None:
+    from orinkit.engines.bound import _layout
+
+    engine, made = bound(gpu, program, PROFILE)
+    (arena,) = engine.arenas
+    values = _layout(program, PROFILE.tokens)[1]
+    assert arena.nbytes == values + 4096
+    fields = [(launch, engine.library.fields(launch.launcher)) for launch in made.launches]
+    scratch = {launch.arguments.workspace for launch, names in fields if "workspace" in names}
+    assert scratch == {arena.address + values}
+
+
+def test_what_must_stay_zero_is_zero_and_lies_outside_of_the_arena(gpu: Any, program: Program) -> None:
+    from orinkit.engines.bound import ZEROED
+
+    engine, made = bound(gpu, program, PROFILE)
+    (arena,) = engine.arenas
+    found = {
+        getattr(launch.arguments, name)
+        for launch in made.launches
+        for name in ZEROED
+        if name in engine.library.fields(launch.launcher)
+    }
+    (counters,) = found
+    assert not arena.address <= counters < arena.address + arena.nbytes
+    assert set(ctypes.string_at(counters, 4096 + 64)) == {0}
+
+
+def test_a_step_enqueues_every_node_in_order_with_its_sizes(gpu: Any, program: Program) -> None:
+    from orinkit.engines.launches import StepShape
+
+    engine, made = bound(gpu, program, PROFILE)
+    made.enqueue(StepShape(5, 3, 2, 4, 60))
+    names = {"OrinEmbedding": "embedding", "OrinInt4Gemm": "int4_gemm", "OrinLinear": "linear"}
+    names |= {"OrinAttention": "attention", "OrinGatedDelta": "gated_delta"}
+    assert [launcher for launcher, *_ in engine.library.launched] == [names[node.op_type] for node in program.nodes]
+    *body, head = [tokens for _, tokens, _ in engine.library.launched]
+    assert (set(body), head) == ({5}, 2)
+    assert {stream for *_, stream in engine.library.launched} == {gpu.stream}
