@@ -95,8 +95,7 @@ __device__ void write_zeros(const AttentionParams& p, const Sequence& s, int b, 
 }
 
 // The rows that a block makes from qkv: its queries, then for the last split K and V of each new token in turn. Each
-// lane group takes every kGroups-th. Queries and keys that nobody makes stay what they are: an mma keeps rows apart,
-// and their scores are thrown away or masked.
+// lane group takes every kGroups-th. Keys that nobody makes stay what they are: their scores are masked.
 template <int D, int kRows, bool kInt8>
 struct Rows {
   using Group = RowGroup<D>;
@@ -127,6 +126,16 @@ struct Rows {
     half* to = (is_new ? (is_value ? values : keys) + task.token * kStride : queries + i * kStride) + 8 * chunk;
     if (is_new) stored = appended;
     if (task.exists && chunk < Group::kUsed) *reinterpret_cast<Eight*>(to) = stored;
+  }
+
+  // Queries that nobody makes: an mma keeps rows apart, but one maximum that falls behind raises all of a warp, so what
+  // they hold would decide how the others round.
+  __device__ __forceinline__ void clear_queries() const {
+    uint4* rest = reinterpret_cast<uint4*>(queries + rows * kStride);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < (kRows - rows) * (kStride / 8); i += 32 * kDecodeWarps) {
+      rest[i] = make_uint4(0, 0, 0, 0);
+    }
   }
 
   // Values beyond the new ones: their weights are 0, but 0 * NaN is NaN.
@@ -502,6 +511,7 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
   RowInput in = load_row<D>(p, s, task, made.chunk);
 #pragma unroll
   for (int i = 0; i < kStages; ++i) fetch_half(i, false), fetch_half(i, true);
+  made.clear_queries();
   made.clear_values();
 #pragma unroll 1
   for (int base = 0; base < count; base += made.kGroups) {
