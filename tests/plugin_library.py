@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -81,6 +84,15 @@ def has_headers() -> bool:
     return True
 
 
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Wait until no other process of the test run builds what is called `name`."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / f"{name}.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @cache
 def folder_of(stack: str) -> Path:
     """The libraries for `stack`, built unless they are up to date; the plugins where TensorRT's headers are here."""
@@ -90,7 +102,8 @@ def folder_of(stack: str) -> Path:
     need("g++", "g++")
     if not (ROOT / "build/nvrtc" / crossbuild.nvrtc(target)).is_dir():
         pytest.skip(f"needs NVRTC {crossbuild.nvrtc(target)}; run: make nvrtc")
-    crossbuild.build(target, BUILD / stack, crossbuild.Tools(), has_headers())
+    with alone(stack):
+        crossbuild.build(target, BUILD / stack, crossbuild.Tools(), has_headers())
     return BUILD / stack
 
 
@@ -112,8 +125,9 @@ def with_option(stack: str, option: str) -> Path:
     kept = re.findall(r"^((?:ORIN_|CMAKE_MAKE_PROGRAM|CMAKE_TOOLCHAIN_FILE)\w*:\w+=.*)$", settings, re.MULTILINE)
     known = [f"-D{setting}" for setting in kept if not setting.startswith((option, "ORIN_NVCC"))]
     configure = [cmake, "-S", str(ROOT / "plugins"), "-B", str(folder), "-G", "Ninja", *known, f"-D{option}=ON"]
-    for command in (configure, [cmake, "--build", str(folder), "--target", "orin_plugins"]):
-        subprocess.run(command, check=True, capture_output=True)
+    with alone(folder.name):
+        for command in (configure, [cmake, "--build", str(folder), "--target", "orin_plugins"]):
+            subprocess.run(command, check=True, capture_output=True)
     return folder / "liborin_plugins.so"
 
 
@@ -121,15 +135,19 @@ def with_option(stack: str, option: str) -> Path:
 def program(source: str, machine: str, release: str | None = None, shared: bool = False) -> Path:
     """A program of tests/plugins/tensorrt for a machine, with the headers of a TensorRT release if it wants them."""
     compiler = "g++" if machine == platform.machine() else crossbuild.CROSS_COMPILER
-    folder = BUILD / "programs" / f"{Path(source).stem}-{machine}-{release}"
+    name = f"{Path(source).stem}-{machine}-{release}"
+    folder = BUILD / "programs" / name
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / ("libcuda.so.1" if shared else Path(source).stem)
+    part = out.with_name("part")  # another process of the test run may be executing the one that is there
     command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'plugins'}"]
-    command += [str(SOURCES / source), "-o", str(out)]
+    command += [str(SOURCES / source), "-o", str(part)]
     if release:
         command += tensorrt_headers(release)
     command += ["-shared", "-fPIC"] if shared else ["-ldl"]
-    subprocess.run(command, check=True)
+    with alone(name):
+        subprocess.run(command, check=True)
+        part.rename(out)
     return out
 
 
