@@ -15,13 +15,18 @@ from orinkit.ops import OPS
 
 
 def kernel_inputs(case: Case) -> list[Array | None]:
-    """The inputs of a case as a plan gets them: INT4 weights of products in the kernels' layout."""
+    """The inputs of a case as a plan gets them: INT4 matrices in the kernels' layout."""
     inputs = list(case.inputs)
     if case.op_type == "OrinInt4Gemm":
         _, weight, scales, zeros = inputs[:4]
         assert weight is not None
         assert scales is not None
         inputs[1:4] = int4.to_kernel_layout(weight, scales, zeros)
+    if case.op_type == "OrinEmbedding" and case.attributes["group_size"]:
+        _, table, scale = inputs
+        assert table is not None
+        assert scale is not None
+        inputs[1:3] = int4.to_kernel_layout(table, scale)[:2]
     return inputs
 
 

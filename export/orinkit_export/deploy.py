@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from orinkit.engines.deploy import PACKED, DeployWeights, PackedProduct, WeightInput
+from orinkit.engines.deploy import PACKED, DeployWeights, PackedMatrix, WeightInput
 from orinkit.memory.rings import ring_rows
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
@@ -21,9 +21,8 @@ from orinkit_export.store import Entry
 
 IR_VERSION = 9
 """Of ONNX 1.15, the release of opset 20."""
-_PRODUCT, _PARTS = "OrinInt4Gemm", ("weight", "scales", "zeros")
-_FIRST_PART = 1
-"""Place of the weight among a product's inputs; scales and zeros follow."""
+_MATRIX = {"OrinInt4Gemm": slice(1, 4), "OrinEmbedding": slice(1, 3)}
+"""Places of an INT4 matrix among the inputs of an op: weight, scales, and zeros if it takes any."""
 
 
 def build(spec: ModelSpec, entries: Mapping[str, Entry], recipe: Recipe) -> ir.Model:
@@ -46,8 +45,8 @@ def weights(model: ir.Model, entries: Mapping[str, Entry]) -> DeployWeights:
         entry = entries.get(str(value.name).removesuffix(PACKED))
         if entry is not None:
             found.append(WeightInput(str(value.name), entry.dtype, entry.shape, entry.offset, entry.nbytes))
-    products = dict.fromkeys(_product(node) for node in model.graph if node.op_type == _PRODUCT)
-    return DeployWeights(tuple(found), tuple(products))
+    matrices = dict.fromkeys(_matrix(node) for node in model.graph if _has_int4(node))
+    return DeployWeights(tuple(found), tuple(matrices))
 
 
 def _fix_states(made: ir.Graph, spec: ModelSpec, recipe: Recipe) -> None:
@@ -63,20 +62,16 @@ def _fix_states(made: ir.Graph, spec: ModelSpec, recipe: Recipe) -> None:
 
 
 def _name_packed(made: ir.Graph) -> None:
-    """Give the INT4 weights of products inputs of their own, and drop the inputs that nothing reads any more."""
-    packed: dict[str, ir.Value] = {}
-    for node in made:
-        for place in range(_FIRST_PART, _FIRST_PART + len(_PARTS)) if node.op_type == _PRODUCT else ():
-            value = node.inputs[place]
-            if value is not None:
-                name = f"{value.name}{PACKED}"
-                packed.setdefault(name, ir.Value(name=name, type=value.type, shape=value.shape))
-                node.replace_input_with(place, packed[name])
-    kept = [value for value in made.inputs if value.uses()]
-    made.inputs.clear()
-    made.inputs.extend([*kept, *packed.values()])
+    """Say in their names that INT4 matrices are wanted in the kernel layout."""
+    parts = {value for node in made if _has_int4(node) for value in node.inputs[_MATRIX[node.op_type]] if value}
+    for value in parts:
+        value.name = f"{value.name}{PACKED}"
 
 
-def _product(node: ir.Node) -> PackedProduct:
-    names = [None if value is None else str(value.name) for value in node.inputs[_FIRST_PART:][: len(_PARTS)]]
-    return PackedProduct(str(names[0]), str(names[1]), names[2])
+def _has_int4(node: ir.Node) -> bool:
+    return node.op_type in _MATRIX and bool(node.attributes["group_size"].value)
+
+
+def _matrix(node: ir.Node) -> PackedMatrix:
+    names = [None if value is None else str(value.name) for value in node.inputs[_MATRIX[node.op_type]]]
+    return PackedMatrix(str(names[0]), str(names[1]), *names[2:])

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// An INT4 table is in the kernel layout when a plan runs, as products' weights are: a tied head has the same bytes.
 #include <iterator>
 
 #include "kernels/embedding/launch.h"
@@ -21,7 +22,7 @@ Embedding arguments_of(const Call& call) {
   a.y = call.y;
   a.tokens = call.inputs[kIds].size(0), a.vocab = call.inputs[kTable].size(0), a.hidden = own.hidden;
   a.bits = call.inputs[kTable].type == kFloat16 ? 16 : own.group_size ? 4 : 8;
-  a.group_size = own.group_size;
+  a.group_size = own.group_size, a.kernel_layout = a.bits == 4;
   return a;
 }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +68,26 @@ def test_only_the_sizes_of_a_step_vary(made: Made) -> None:
             assert list(values[name].shape or ())[0::3] == [INT4.shapes.slots, rows]
 
 
-def test_products_have_inputs_of_their_own_in_the_kernel_layout(made: Made) -> None:
+def test_every_int4_matrix_is_wanted_in_the_kernel_layout_and_nothing_else(made: Made) -> None:
     model = made[2]
     packed = {str(value.name) for value in model.graph.inputs if str(value.name).endswith(PACKED)}
     for node in model.graph:
         names = {str(value.name) for value in node.inputs if value is not None}
-        products = {str(value.name) for value in node.inputs[1:4] if value} if node.op_type == "OrinInt4Gemm" else set()
-        assert names & packed == products
+        is_int4 = node.op_type == "OrinInt4Gemm" or (node.op_type == "OrinEmbedding" and len(names) == 3)
+        assert names & packed == ({str(value.name) for value in node.inputs[1:4] if value} if is_int4 else set())
     embedding = next(node for node in model.graph if node.op_type == "OrinEmbedding")
-    assert [str(value.name) for value in embedding.inputs[1:] if value] == ["embedding.weight", "embedding.scales"]
+    assert [str(value.name) for value in embedding.inputs[1:] if value] == [
+        f"embedding.weight{PACKED}",
+        f"embedding.scales{PACKED}",
+    ]
+
+
+def test_a_table_of_another_format_stays_as_it_is(tmp_path: Path) -> None:
+    recipe = replace(INT4, quantise=replace(INT4.quantise, embedding="int8", head="int8"))
+    spec, _ = small_models.export("qwen3", tmp_path, recipe)
+    model = deploy.build(spec, store.read_index(tmp_path), recipe)
+    embedding = next(node for node in model.graph if node.op_type == "OrinEmbedding")
+    assert [str(value.name) for value in embedding.inputs[1:] if value] == ["embedding.weight", "embedding.scale"]
 
 
 def test_the_index_leads_to_the_bytes(made: Made) -> None:
@@ -101,10 +113,15 @@ def test_the_index_leads_to_the_bytes(made: Made) -> None:
     assert {product.weight for product in index.packed} == {name for name in named if name.endswith(f"weight{PACKED}")}
 
 
-def test_a_weight_that_two_ops_want_in_two_layouts_comes_twice(tmp_path: Path) -> None:
+def test_a_tied_head_and_the_embedding_are_one_input(tmp_path: Path) -> None:
+    """So a plan holds the table once: every byte of it has one input."""
     spec, _ = small_models.export("qwen3", tmp_path, INT4)
     assert spec.tied
     entries = store.read_index(tmp_path)
-    index = deploy.weights(deploy.build(spec, entries, INT4), entries)
-    offsets = {weight.name: weight.offset for weight in index.weights}
-    assert offsets["embedding.weight"] == offsets[f"embedding.weight{PACKED}"]
+    model = deploy.build(spec, entries, INT4)
+    nodes = [node for node in model.graph if node.op_type == "OrinEmbedding" or node.name == "head"]
+    assert [node.inputs[1] for node in nodes] == [nodes[0].inputs[1]] * 2
+    index = deploy.weights(model, entries)
+    offsets = [weight.offset for weight in index.weights]
+    assert len(set(offsets)) == len(offsets)
+    assert [matrix.weight for matrix in index.packed].count(f"embedding.weight{PACKED}") == 1

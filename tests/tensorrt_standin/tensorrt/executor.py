@@ -26,8 +26,8 @@ STATES = ("kv_", "conv_", "rec_")
 PLUGIN_ATTRIBUTES = ("plugin_namespace", "plugin_version")
 _SESSIONS: dict[str, onnxruntime.InferenceSession] = {}
 """By what they are made of."""
-_PARTS = slice(1, 4)
-"""Inputs of a product that are in the kernel layout: weight, scales, zeros."""
+_PARTS = {"OrinInt4Gemm": slice(1, 4), "OrinEmbedding": slice(1, 3)}
+"""Inputs that are in the kernel layout where an op has INT4 groups: weight, scales, zeros."""
 
 
 class Executor:
@@ -78,7 +78,7 @@ class Executor:
     ) -> onnxruntime.InferenceSession:
         graph = model.graph
         for node in graph:
-            if node.op_type == "OrinInt4Gemm":
+            if node.op_type in _PARTS and node.attributes["group_size"].value:
                 _unpack(node, arrays)
         for value in weights:
             graph.inputs.remove(value)
@@ -105,8 +105,8 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
 
 
 def _unpack(node: ir.Node, arrays: dict[str, NDArray[Any]]) -> None:
-    """The canonical layout of one product's weights, unless another product has had them unpacked."""
-    names = [str(value.name) if value is not None else None for value in node.inputs[_PARTS]]
+    """The canonical layout of one node's INT4 matrix, unless another node has had it unpacked."""
+    names = [str(value.name) if value is not None else None for value in node.inputs[_PARTS[node.op_type]]]
     weight, scales, zeros = (*names, None, None)[:3]
     key = f"{weight} is canonical"
     if key in arrays or weight is None or scales is None:

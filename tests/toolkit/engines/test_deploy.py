@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orinkit.engines.deploy import DeployWeights, PackedProduct, WeightInput, decode, encode
+from orinkit.engines.deploy import DeployWeights, PackedMatrix, WeightInput, decode, encode
 from orinkit.errors import BundleError
 
 WEIGHTS = DeployWeights(
@@ -15,7 +15,7 @@ WEIGHTS = DeployWeights(
         WeightInput("s.packed", "float16", (8, 1), 4096, 16),
         WeightInput("n", "float32", (4,), 8192, 16),
     ),
-    (PackedProduct("a.packed", "s.packed"),),
+    (PackedMatrix("a.packed", "s.packed"),),
 )
 
 

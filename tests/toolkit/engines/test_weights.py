@@ -13,7 +13,7 @@ import pytest
 
 import standin
 from orinkit import int4
-from orinkit.engines.deploy import DeployWeights, PackedProduct, WeightInput
+from orinkit.engines.deploy import DeployWeights, PackedMatrix, WeightInput
 from orinkit.errors import BundleError
 
 ROWS, K, GROUP = 4100, 96, 32
@@ -44,7 +44,7 @@ def stored(folder: Path, shift: int = 0) -> tuple[DeployWeights, Path]:
         inputs.append(WeightInput(name, array.dtype.name, array.shape, len(data) + shift, array.nbytes))
         data += array.tobytes()
     path.write_bytes(data)
-    return DeployWeights(tuple(inputs), (PackedProduct("w.packed", "s.packed", "z.packed"),)), path
+    return DeployWeights(tuple(inputs), (PackedMatrix("w.packed", "s.packed", "z.packed"),)), path
 
 
 def on_device(address: int, array: Any) -> Any:

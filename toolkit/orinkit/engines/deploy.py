@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deploy graph's weights: network inputs of the plan, filled from model.data when an engine starts.
 
-A plan is built from `deploy.onnx`, in which no weight is left; `deploy.json` says where the bytes of each lie. A
-product's INT4 weights are wanted in the kernel layout and are called `<name>.packed`, because the same matrix may be
-wanted in the canonical layout too (an embedding that shares its table with the head).
+A plan is built from `deploy.onnx`, in which no weight is left; `deploy.json` says where the bytes of each lie. INT4
+matrices are wanted in the kernel layout, whoever reads them, so that an embedding and a head that is tied to it have
+one input; it is called `<name>.packed`, because `model.data` holds the canonical layout.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WeightInput:
 
 
 @dataclass(frozen=True)
-class PackedProduct:
+class PackedMatrix:
     """The inputs of one INT4 matrix in the kernel layout, by name."""
 
     weight: str
@@ -43,14 +43,14 @@ class DeployWeights:
     """What `deploy.json` holds."""
 
     weights: tuple[WeightInput, ...]
-    packed: tuple[PackedProduct, ...]
+    packed: tuple[PackedMatrix, ...]
 
     def validate(self) -> None:
         names = [weight.name for weight in self.weights]
         if len(set(names)) != len(names):
             raise ConfigError("weights: expected each name once, found one twice")
-        for product in self.packed:
-            missing = {product.weight, product.scales, product.zeros or product.weight} - set(names)
+        for matrix in self.packed:
+            missing = {matrix.weight, matrix.scales, matrix.zeros or matrix.weight} - set(names)
             if missing:
                 raise ConfigError(f"packed: expected names of weights, found {min(missing)!r}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deploy graph's weights in device memory: each once, for all contexts, INT4 products in the kernel layout."""
+"""A deploy graph's weights in device memory: each once, for all contexts, INT4 in the kernel layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
-from orinkit.engines.deploy import DeployWeights, PackedProduct, WeightInput
+from orinkit.engines.deploy import DeployWeights, PackedMatrix, WeightInput
 from orinkit.engines.gpu import Gpu
 from orinkit.engines.slabs import Slabs
 from orinkit.errors import BundleError
@@ -31,12 +31,12 @@ class LoadedWeights:
         self._data = np.memmap(data, np.uint8, "r")
         self._inputs: Mapping[str, WeightInput] = {weight.name: weight for weight in stored.weights}
         self.addresses = {weight.name: self._memory.take(weight.nbytes) for weight in in_order}
-        in_products = {name for product in stored.packed for name in (product.weight, product.scales, product.zeros)}
+        in_matrices = {name for matrix in stored.packed for name in (matrix.weight, matrix.scales, matrix.zeros)}
         for weight in stored.weights:
-            if weight.name not in in_products:
+            if weight.name not in in_matrices:
                 gpu.upload(self.addresses[weight.name], np.ascontiguousarray(self._array(weight.name)))
-        for product in stored.packed:
-            self._pack(product)
+        for matrix in stored.packed:
+            self._pack(matrix)
         del self._data
 
     @property
@@ -51,13 +51,13 @@ class LoadedWeights:
             raise BundleError(f"{name}: expected {wanted} bytes in the data file, found fewer; export the bundle again")
         return self._data[weight.offset : end].view(weight.dtype).reshape(weight.shape)
 
-    def _pack(self, product: PackedProduct) -> None:
+    def _pack(self, matrix: PackedMatrix) -> None:
         """One matrix, block by block: a block of whole stripes keeps its place in the kernel layout."""
-        weight, scales = self._array(product.weight), self._array(product.scales)
-        zeros = None if product.zeros is None else self._array(product.zeros)
+        weight, scales = self._array(matrix.weight), self._array(matrix.scales)
+        zeros = None if matrix.zeros is None else self._array(matrix.zeros)
         for start in range(0, len(weight), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
             packed = int4.to_kernel_layout(weight[block], scales[block], None if zeros is None else zeros[block])
-            for name, part in zip((product.weight, product.scales, product.zeros), packed, strict=True):
+            for name, part in zip((matrix.weight, matrix.scales, matrix.zeros), packed, strict=True):
                 if name is not None and part is not None:
                     self._gpu.upload(self.addresses[name] + start * (part.nbytes // len(part)), part)
