@@ -36,7 +36,7 @@ def gemm(
     rows: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> Case:
-    """`options`: letters of zeros, norm, bias, residual, swiglu and float32 output (f); `rows` picks rows of x."""
+    """`options`: letters of zeros, norm, bias, residual, swiglu, columns and float32 output (f); `rows` picks rows."""
     rng = np.random.default_rng((seed, tokens, n, k))
     width = n // 2 if "s" in options else n
     out_rows = tokens if rows is None else len(rows)
@@ -53,6 +53,7 @@ def gemm(
         normal(n).astype(np.float16) if "b" in options else None,
         normal(out_rows, width).astype(np.float16) if "r" in options else None,
         None if rows is None else np.array(rows, np.int32),
+        rng.permutation(k).astype(np.int32) if "c" in options else None,
     )
     attributes = {
         "n": n,
@@ -93,7 +94,7 @@ class OnDevice:
         self._arguments.semaphores = self.semaphores.pointer
 
     def _fill(self, case: Case, tokens: int, wishes: dict[str, int]) -> ctypes.Structure:
-        names = ("x", "weight", "scales", "zeros", "norm", "bias", "residual", "rows")
+        names = ("x", "weight", "scales", "zeros", "norm", "bias", "residual", "rows", "columns")
         pointers = {name: self._arrays[name].pointer if name in self._arrays else None for name in names}
         attributes = {name: case.attributes[name] for name in ("n", "k", "group_size", "float32_output", "norm_eps")}
         return self._kernels.arguments(

@@ -102,6 +102,7 @@ class Bench:
             bias=None,
             residual=None if has_norm else self.x.pointer,
             rows=None,
+            columns=None,
             y=self.y.pointer,
             workspace=self.workspace.pointer,
             semaphores=self.semaphores.pointer,

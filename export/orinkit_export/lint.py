@@ -31,8 +31,6 @@ _TYPES = {
 _INPUT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.INT32)
 """What a network input of ours may be; the parser would widen uint8."""
 _PLUGIN = ("plugin_namespace", "plugin_version")
-_WITHOUT_KERNEL = {("OrinInt4Gemm", "columns"): "import a checkpoint that was quantised without act-order"}
-"""Inputs that no kernel takes yet, with what to do instead."""
 
 
 def check(model: ir.Model, stack: Stack) -> None:
@@ -114,8 +112,6 @@ def _ours(node: ir.Node, stack: Stack) -> Iterator[str]:
 
 
 def _input(node: ir.Node, name: str, dtypes: tuple[str, ...], value: ir.Value, stack: Stack) -> Iterator[str]:
-    if stack.tensorrt and (node.op_type, name) in _WITHOUT_KERNEL:
-        yield f"{node.name}: expected no {name}, found one; {_WITHOUT_KERNEL[node.op_type, name]}"
     found = value.dtype.numpy().name if value.dtype else ""
     both = {"float16", "float32"} <= set(dtypes)
     allowed = tuple(name for name in dtypes if name != "float32") if both and stack.tensorrt else dtypes

@@ -39,6 +39,7 @@ Int4Gemm arguments_of(const Call& call) {
   a.x = call.inputs[kX].address, a.weight = call.inputs[kWeight].address, a.scales = call.inputs[kScales].address;
   a.zeros = call.inputs[kZeros].address, a.norm = call.inputs[kNorm].address, a.bias = call.inputs[kBias].address;
   a.residual = call.inputs[kResidual].address, a.rows = call.inputs[kRows].address;
+  a.columns = call.inputs[kColumns].address;
   a.y = call.y;
   a.tokens = int4_gemm_op.rows(call);
   a.n = own.n, a.k = own.k, a.group_size = own.group_size;
@@ -51,9 +52,6 @@ int check(const Call& call) {
   if (!is_swiglu(own) && std::strcmp(own.activation, "none")) {
     return bad_argument("OrinInt4Gemm: activation: expected none or swiglu, found %s", own.activation);
   }
-  if (call.inputs[kColumns].is_there()) {
-    return bad_argument("OrinInt4Gemm: columns: expected none, found an order of columns; no kernel takes it yet");
-  }
   Int4Gemm a = arguments_of(call);
   const int tokens = a.tokens;
   a.tokens = 0;
@@ -64,6 +62,7 @@ int check(const Call& call) {
   if (!status) status = expect_sizes(int4_gemm_op, call, kZeros, own.n, (own.k / own.group_size + 1) / 2);
   if (!status) status = expect_sizes(int4_gemm_op, call, kNorm, own.k);
   if (!status) status = expect_sizes(int4_gemm_op, call, kBias, own.n);
+  if (!status) status = expect_sizes(int4_gemm_op, call, kColumns, own.k);
   return status ? status : expect_sizes(int4_gemm_op, call, kResidual, tokens, columns(&own));
 }
 

@@ -56,14 +56,15 @@ def test_float32_is_for_a_host(tmp_path: Path) -> None:
         lint.check(wide, JETPACK)
 
 
-def test_an_order_of_columns_has_no_kernel(model: ir.Model) -> None:
+def test_an_order_of_columns_is_an_input_like_others(model: ir.Model) -> None:
     node = next(node for node in model.graph if node.op_type == "OrinInt4Gemm")
     node.resize_inputs(9)
     order = ir.Value(name="order", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([64]))
     model.graph.inputs.append(order)
     node.replace_input_with(8, order)
-    lint.check(model, HOST)
-    with pytest.raises(GraphError, match="expected no columns, found one; import a checkpoint"):
+    lint.check(model, JETPACK)
+    order.dtype = ir.DataType.INT64
+    with pytest.raises(GraphError, match="columns: expected int32, found int64 in order"):
         lint.check(model, JETPACK)
 
 

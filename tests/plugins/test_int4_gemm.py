@@ -100,21 +100,40 @@ def test_a_chunk_of_a_prompt(n: int, k: int, kernels: KernelLibrary, stream: Any
 
 
 @pytest.mark.parametrize("rows", [(3,), (-1,), (0, -1, 5), (5,) * 16, (-1,) * 40, tuple(range(5, -1, -1)) * 20])
-@pytest.mark.parametrize("options", ["f", "nf", "nbr"])
+@pytest.mark.parametrize("options", ["f", "nf", "nbr", "nfc", "nbrc"])
 def test_picked_rows(rows: tuple[int, ...], options: str, kernels: KernelLibrary, stream: Any) -> None:
     found = check(gemm(6, 1000, 512, 128, options, rows), kernels, stream)
     assert not found[np.array(rows) < 0].any()
 
 
-def test_rows_that_are_skipped_may_hold_anything(kernels: KernelLibrary, stream: Any) -> None:
+@pytest.mark.parametrize("options", ["nf", "nfc"])
+def test_rows_that_are_skipped_may_hold_anything(options: str, kernels: KernelLibrary, stream: Any) -> None:
     for rows in ((-1, 2, -1), (-1, 2, -1) * 10):
-        case = gemm(3, 500, 256, 64, "nf", rows)
+        case = gemm(3, 500, 256, 64, options, rows)
         wanted = expected(case)
         x = case.inputs[0]
         assert x is not None
         x[:2] = np.nan
         found = OnDevice(case, kernels, wanted).result(stream)
         assert relative_error(found, wanted) < RELATIVE_ERROR["float16"]
+
+
+@pytest.mark.parametrize("options", ["c", "nc", "znbrc", "nscf"])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 16, 17, 70])
+def test_an_order_of_columns(tokens: int, options: str, kernels: KernelLibrary, stream: Any) -> None:
+    for n, k, group in ((272, 4096, 128), (270, 1056, 32)):
+        check(gemm(tokens, n, k, group, options), kernels, stream)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 40])
+def test_columns_are_moved_and_nothing_else(tokens: int, kernels: KernelLibrary, stream: Any) -> None:
+    case = gemm(tokens, 300, 1024, 64, "zbrc")
+    x, *others, columns = case.inputs
+    assert x is not None
+    assert columns is not None
+    moved = Case(case.name, case.op_type, (np.ascontiguousarray(x[:, columns]), *others, None), case.attributes)
+    found = [OnDevice(one, kernels, expected(case)).result(stream) for one in (case, moved)]
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize("tokens", [3, 16, 40])
@@ -178,6 +197,7 @@ def test_layout_equals_int4_py(
         ({"tokens": 17, "tile": FEW}, "at most 16 tokens"),
         ({"tile": 2, "splits": 2, "semaphores": None}, "expected room for"),
         ({"tile": 2, "splits": 2, "workspace": None}, "workspace: expected"),
+        ({"columns": 256, "workspace": None}, "workspace: expected 1536 bytes"),
     ],
 )
 def test_wrong_arguments(wrong: dict[str, int | None], sentence: str, kernels: KernelLibrary, stream: Any) -> None:

@@ -1,9 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// What goes before the INT4 GEMM: rows of x gathered and normalised for many tokens, and, once at load time, the
-// canonical weights permuted to the kernel layout (drawn in toolkit/orinkit/int4.py).
+// What goes before the INT4 GEMM: rows of x picked and normalised for many tokens, and gathered for any number of them
+// where W has an order of columns; and, once at load time, the canonical weights permuted to the kernel layout (drawn
+// in toolkit/orinkit/int4.py).
 #include "kernels/int4_gemm/int4.cuh"
 
 using namespace orin;
+
+namespace {
+
+__device__ uint4 normalised_unit(const NormRowsParams& p, const uint4* x, int unit, float scale) {
+  const float4* norm = reinterpret_cast<const float4*>(p.norm) + 2 * unit;
+  const float4 w[2] = {norm[0], norm[1]};
+  return normalised(x[unit], scale, w);
+}
+
+// Eight neighbouring columns of y, from where the order of columns finds them; rounded as `normalised` does.
+__device__ uint4 gathered_unit(const NormRowsParams& p, const half* x, int unit, float scale) {
+  const int4* columns = reinterpret_cast<const int4*>(p.columns) + 2 * unit;
+  const int4 at[2] = {columns[0], columns[1]};
+  uint4 y;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int a = (&at[i / 2].x)[i % 2 * 2], b = (&at[i / 2].x)[i % 2 * 2 + 1];
+    const float2 v = {__half2float(x[a]), __half2float(x[b])};
+    (&y.x)[i] = bits(p.norm ? __floats2half2_rn(v.x * scale * p.norm[a], v.y * scale * p.norm[b])
+                            : __floats2half2_rn(v.x, v.y));
+  }
+  return y;
+}
+
+}  // namespace
 
 // One block of 256 threads per token.
 extern "C" __global__ void __launch_bounds__(256) int4_gemm_norm_rows(NormRowsParams p) {
@@ -11,29 +37,28 @@ extern "C" __global__ void __launch_bounds__(256) int4_gemm_norm_rows(NormRowsPa
   const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = p.k / 8;
   const int row = p.rows ? p.rows[token] : token;
   uint4* y = reinterpret_cast<uint4*>(static_cast<half*>(p.y) + size_t(token) * p.k);
+  if (p.rows_out && threadIdx.x == 0) p.rows_out[token] = row < 0 ? -1 : token;
   if (row < 0) {
     for (int i = threadIdx.x; i < units; i += blockDim.x) y[i] = uint4{0, 0, 0, 0};
     return;
   }
-  const uint4* x = reinterpret_cast<const uint4*>(static_cast<const half*>(p.x) + size_t(row) * p.k);
-  if (!p.norm) {
-    for (int i = threadIdx.x; i < units; i += blockDim.x) y[i] = x[i];
-    return;
+  const half* values = static_cast<const half*>(p.x) + size_t(row) * p.k;
+  const uint4* x = reinterpret_cast<const uint4*>(values);
+  float scale = 1.f;
+  if (p.norm) {
+    const int segments = (units + 31) / 32;
+    for (int segment = warp; segment < segments; segment += blockDim.x / 32) {
+      const int i = segment * 32 + lane;
+      const float sum = sum_of_squares(i < units ? x[i] : uint4{0, 0, 0, 0});
+      if (lane == 0) sums[segment] = sum;
+    }
+    __syncthreads();
+    float total = 0.f;
+    for (int i = lane; i < segments; i += 32) total += sums[i];
+    scale = rsqrtf(warp_sum(total) / p.k + p.norm_eps);
   }
-  const int segments = (units + 31) / 32;
-  for (int segment = warp; segment < segments; segment += blockDim.x / 32) {
-    const int i = segment * 32 + lane;
-    const float sum = sum_of_squares(i < units ? x[i] : uint4{0, 0, 0, 0});
-    if (lane == 0) sums[segment] = sum;
-  }
-  __syncthreads();
-  float total = 0.f;
-  for (int i = lane; i < segments; i += 32) total += sums[i];
-  const float scale = rsqrtf(warp_sum(total) / p.k + p.norm_eps);
   for (int i = threadIdx.x; i < units; i += blockDim.x) {
-    const float4* norm = reinterpret_cast<const float4*>(p.norm) + 2 * i;
-    const float4 w[2] = {norm[0], norm[1]};
-    y[i] = normalised(x[i], scale, w);
+    y[i] = p.columns ? gathered_unit(p, values, i, scale) : p.norm ? normalised_unit(p, x, i, scale) : x[i];
   }
 }
 

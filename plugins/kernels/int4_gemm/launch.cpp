@@ -87,7 +87,8 @@ int check(const Int4Gemm& a) {
 }
 
 Shape shape_of(const Int4Gemm& a) {
-  return {a.tokens, a.n, a.k, a.group_size, a.norm != nullptr, a.rows != nullptr, a.zeros != nullptr};
+  const bool has_columns = a.columns != nullptr, has_norm = a.norm && !has_columns;
+  return {a.tokens, a.n, a.k, a.group_size, has_norm, a.rows != nullptr, a.zeros != nullptr, has_columns};
 }
 
 // The choice of select.h with the tuner's wishes in place.
@@ -118,17 +119,26 @@ Choice choice_of(const Int4Gemm& a, const Device& device) {
     c.splits = std::max(1, std::min(a.splits, num_chunks(s)));
     c.blocks = ceil_div(s.tokens, t.tokens) * ceil_div(s.n, t.rows);
     c.group_m = std::min(ceil_div(s.tokens, t.tokens), a.blocks ? a.blocks : 8);
-    c.normalises_first = s.has_norm || s.has_rows;
+    c.normalises_first = s.has_norm || s.has_rows || s.has_columns;
   }
   return c;
 }
 
+// The workspace: normed rows, which of them few tokens are, partial sums of many.
 size_t normed_bytes(const Int4Gemm& a, const Choice& c) {
   return c.normalises_first ? (size_t(a.tokens) * a.k * 2 + 255) / 256 * 256 : 0;
 }
 
+size_t picked_bytes(const Int4Gemm& a, const Choice& c) {
+  return c.normalises_first && c.is_few() && a.rows ? kFewTokens * sizeof(int) : 0;
+}
+
 size_t partial_bytes(const Int4Gemm& a, const Choice& c) {
   return c.splits > 1 ? size_t(c.splits) * a.tokens * a.n * 4 : 0;
+}
+
+size_t workspace_bytes(const Int4Gemm& a, const Choice& c) {
+  return normed_bytes(a, c) + picked_bytes(a, c) + partial_bytes(a, c);
 }
 
 Int4GemmParams params_of(const Int4Gemm& a, const Choice& c) {
@@ -145,6 +155,16 @@ Int4GemmParams params_of(const Int4Gemm& a, const Choice& c) {
   p.chunks = num_chunks(shape_of(a)), p.row_bytes = 2 * a.k;
   p.splits = c.splits, p.group_m = c.group_m;
   return p;
+}
+
+// Rows of x picked, normalised and gathered into the workspace, where `p` then finds them.
+int prepare(const Int4Gemm& a, const Choice& c, Int4GemmParams& p, Stream stream) {
+  int* picked = picked_bytes(a, c) ? reinterpret_cast<int*>(p.partials) : nullptr;
+  const auto columns = static_cast<const int*>(a.columns);
+  const NormRowsParams params{a.x, p.norm, p.rows, columns, a.workspace, picked, a.k, a.norm_eps};
+  p.x = a.workspace, p.norm = nullptr;
+  if (picked) p.rows = picked;
+  return norm_rows.launch({unsigned(a.tokens)}, {256}, ceil_div(a.k, 256) * 4, stream, params);
 }
 
 int launch_few(const Int4Gemm& a, const Choice& c, Int4GemmParams p, Stream stream) {
@@ -176,7 +196,7 @@ ORIN_API int64_t orin_int4_gemm_workspace(const orin::Int4Gemm* a) {
   using namespace orin;
   if (check(*a) || a->tokens == 0) return 0;
   const Choice c = choice_of(*a, device());
-  return int64_t(normed_bytes(*a, c) + partial_bytes(*a, c));
+  return int64_t(workspace_bytes(*a, c));
 }
 
 ORIN_API int64_t orin_int4_gemm_semaphores(const orin::Int4Gemm*) { return 4 * orin::int4_gemm::kSemaphores; }
@@ -189,8 +209,8 @@ ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count
   const Choice c = choice_of(*a, device);
   const char* norm = c.normalises_first ? ", norm first" : "";
   if (c.is_few()) {
-    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds", c.warps_n, c.warps_k,
-                  c.blocks, c.warp_tiles, c.rounds);
+    std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds%s", c.warps_n, c.warps_k,
+                  c.blocks, c.warp_tiles, c.rounds, norm);
   } else {
     std::snprintf(text, sizeof text, "many %dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
                   kTiles[c.tile].rows, c.blocks, c.splits, c.group_m, norm);
@@ -208,15 +228,11 @@ ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
                         a->semaphores ? kSemaphores : 0);
   }
   if (!a->workspace && (c.splits > 1 || c.normalises_first)) {
-    return bad_argument("int4_gemm: workspace: expected %zu bytes, found none",
-                        normed_bytes(*a, c) + partial_bytes(*a, c));
+    return bad_argument("int4_gemm: workspace: expected %zu bytes, found none", workspace_bytes(*a, c));
   }
   Int4GemmParams p = params_of(*a, c);
   if (c.normalises_first) {
-    const NormRowsParams first{a->x, p.norm, p.rows, a->workspace, a->k, a->norm_eps};
-    const unsigned shared = ceil_div(a->k, 256) * 4;
-    if (const int status = norm_rows.launch({unsigned(a->tokens)}, {256}, shared, stream, first)) return status;
-    p.x = a->workspace, p.norm = nullptr;
+    if (const int status = prepare(*a, c, p, stream)) return status;
   }
   if (c.is_few()) return launch_few(*a, c, p, stream);
   const Tile& tile = kTiles[c.tile];

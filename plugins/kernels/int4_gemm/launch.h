@@ -5,6 +5,8 @@
 
 // OrinInt4Gemm. weight, scales and zeros in the kernel layout (orin_int4_layout; toolkit/orinkit/int4.py draws it); x
 // and y float16, y float32 with float32_output. tokens counts the rows of y; with `rows` these are picked rows of x.
+// With `columns`, int32 [k], column j of W meets column columns[j] of the normed x: a kernel before the product
+// gathers.
 //
 // workspace: orin_int4_gemm_workspace bytes, contents arbitrary, not shared by launches that may run at the same time.
 // semaphores: orin_int4_gemm_semaphores bytes, zeroed once by the caller; a launch leaves them zero. The same rule.
@@ -15,7 +17,8 @@
 // along the tokens that run together.
 // clang-format off
 #define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                     \
-  P(x) P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(y) P(workspace) P(semaphores)    \
+  P(x) P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(columns) P(y)                    \
+  P(workspace) P(semaphores)                                                                               \
   I(tokens) I(n) I(k) I(group_size) I(swiglu) I(float32_output) F(norm_eps)                                \
   I(tile) I(splits) I(warps_n) I(warps_k) I(stripes) I(blocks)
 // clang-format on

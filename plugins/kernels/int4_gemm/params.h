@@ -42,10 +42,12 @@ struct Int4GemmParams {
 };
 
 struct NormRowsParams {
-  const void* x;      // float16 [*, k]
-  const float* norm;  // [k] or null
-  const int* rows;    // [tokens] or null
-  void* y;            // float16 [tokens, k]; zeros where the row is -1
+  const void* x;       // float16 [*, k]
+  const float* norm;   // [k] or null
+  const int* rows;     // [tokens] or null
+  const int* columns;  // [k], of x where each column of y is, or null
+  void* y;             // float16 [tokens, k]; zeros where the row is -1
+  int* rows_out;       // [tokens], row of y of each token, -1 = skipped; or null
   int k;
   float norm_eps;
 };

@@ -18,6 +18,7 @@ constexpr int kMaxShared = 160 * 1024;  // of a block: what Orin has, rounded do
 struct Shape {
   int tokens, n, k, group_size;
   bool has_norm, has_rows, has_zeros;
+  bool has_columns = false;  // then the norm goes before and has_norm is false
 };
 
 // The tiles of int4_gemm_many.cu, smallest first, with their costs in microseconds on an H200. Only ratios matter for
@@ -48,7 +49,7 @@ struct Choice {
   int warp_tiles = 1;               // few: most of a warp, of one stripe or, with a norm, of two
   int round_tiles = 1, rounds = 1;  // few, norm: of these between two barriers
   int group_m = 1;
-  bool normalises_first = false;  // norm and rows by a kernel of their own, into the workspace
+  bool normalises_first = false;  // norm, rows and columns by a kernel of their own, into the workspace
 
   bool is_few() const { return tile < 0; }
 };
@@ -126,6 +127,7 @@ inline void spread_tiles(const Shape& s, const Device& device, int shared, Choic
 
 inline Choice choose_few(const Shape& s, const Device& device) {
   Choice c;
+  c.normalises_first = s.has_columns;
   const int shared = std::min(kMaxShared, device.max_shared_bytes);
   if (s.has_norm) {
     arrange_norm_warps(s, device, c);
@@ -166,7 +168,7 @@ inline Choice choose_many(const Shape& s, const Device& device) {
       best.group_m = std::min(tiles_m, device.sm_count >= 64 ? 16 : 8);
     }
   }
-  best.normalises_first = s.has_norm || s.has_rows;
+  best.normalises_first = s.has_norm || s.has_rows || s.has_columns;
   return best;
 }
 

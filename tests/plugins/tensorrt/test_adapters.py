@@ -49,6 +49,8 @@ def cases() -> list[Case]:
         int4_gemm.gemm(1, 66, 256, options="znr"),
         int4_gemm.gemm(33, 128, 256, group=32, options="nbs"),
         int4_gemm.gemm(5, 96, 128, group=64, options="nf", rows=(4, -1, 0)),
+        int4_gemm.gemm(5, 96, 128, group=64, options="nc", rows=(4, -1, 0)),
+        int4_gemm.gemm(33, 96, 128, options="zc"),
         attention_case("decode", attention.step(heads, [attention.Row(1, 70, 2), attention.Row(1, 3, 0)], 256)),
         attention_case("prefill", attention.step(plain, [attention.Row(40, 3, 1)], 96, window=32)),
         gated_delta.step(1, delta, [gated_delta.Row(1, 9, 2), gated_delta.Row(1, 0, 0)]),

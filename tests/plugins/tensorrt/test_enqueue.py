@@ -33,8 +33,18 @@ MODES = ("eager", "captured", "apart")
 NAMES = (
     *("embedding-wide", "embedding-int8", "embedding-int4", "linear-1", "linear-24", "linear-130", "linear-int8-1"),
     *("linear-int8-24", "linear-int8-130", "linear-rows", "gemm-1", "gemm-8", "gemm-16", "gemm-17", "gemm-64"),
-    *("gemm-300", "gemm-swiglu", "gemm-many-swiglu", "gemm-rows", "gemm-long", "decode", "decode-padded"),
-    *("decode-window", "verify", "prefill", "mixed", "delta-decode", "delta-chunks", "delta-mixed"),
+    *("gemm-300", "gemm-swiglu", "gemm-many-swiglu", "gemm-rows", "gemm-columns-1", "gemm-columns-64", "gemm-long"),
+    *(
+        "decode",
+        "decode-padded",
+        "decode-window",
+        "verify",
+        "prefill",
+        "mixed",
+        "delta-decode",
+        "delta-chunks",
+        "delta-mixed",
+    ),
 )
 """Of the cases, which are only made where there is a GPU."""
 
@@ -68,6 +78,7 @@ def cases() -> dict[str, Case]:
         "gemm-swiglu": int4_gemm.gemm(1, 2048, 1024, group=32, options="zns"),
         "gemm-many-swiglu": int4_gemm.gemm(70, 2048, 1024, group=64, options="zbs"),
         "gemm-rows": int4_gemm.gemm(40, 5000, 512, options="nf", rows=(39, 7, 0)),
+        **{f"gemm-columns-{t}": int4_gemm.gemm(t, 1024, 2048, options="nrc") for t in (1, 64)},
         "gemm-long": int4_gemm.gemm(2, 256, 8192, options="n"),
         "decode": _attention(qwen, *decode, capacity=1024),
         "decode-padded": _attention(qwen, *decode, row(0, 0, -1), row(0, 0, -1), capacity=1024, tail=2),

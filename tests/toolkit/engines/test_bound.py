@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,23 @@ def test_scratch_is_the_most_that_any_number_of_tokens_asks_for(gpu: Any, progra
     fields = [(launch, engine.library.fields(launch.launcher)) for launch in made.launches]
     scratch = {launch.arguments.workspace for launch, names in fields if "workspace" in names}
     assert scratch == {arena.address + values}
+
+
+def test_scratch_is_asked_for_by_inputs_too(gpu: Any, program: Program) -> None:
+    """Of two products of the same sizes the second has an order of columns."""
+
+    class Gathering(Library):
+        def query(self, function: str, arguments: Any) -> int:
+            return 8192 if getattr(arguments, "columns", None) else super().query(function, arguments)
+
+    def ordered(node: Node) -> Node:
+        order = {"columns": node.inputs["scales"]} if node.name == "layers.1.down" else {}
+        return replace(node, inputs={**node.inputs, **order})
+
+    changed = replace(program, nodes=tuple(map(ordered, program.nodes)))
+    with_order, _ = bound(gpu, changed, PROFILE, Loaded(gpu, changed, Gathering()))
+    without, _ = bound(gpu, program, PROFILE, Loaded(gpu, program, Gathering()))
+    assert with_order.arenas[0].nbytes == without.arenas[0].nbytes + 4096
 
 
 def test_what_must_stay_zero_is_zero_and_lies_outside_of_the_arena(gpu: Any, program: Program) -> None:

@@ -85,6 +85,6 @@ def test_attributes_arrive(program: Program) -> None:
 
 def test_an_input_without_a_kernel_is_refused(program: Program) -> None:
     node = program.nodes[1]
-    strange = Node(node.op_type, node.name, node.inputs | {"columns": node.inputs["x"]}, node.outputs, node.attributes)
-    with pytest.raises(EngineError, match="columns"):
+    strange = Node(node.op_type, node.name, node.inputs | {"order": node.inputs["x"]}, node.outputs, node.attributes)
+    with pytest.raises(EngineError, match="order"):
         launch_of(program, strange)

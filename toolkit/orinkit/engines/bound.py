@@ -127,7 +127,8 @@ def _scratch(
     for launch in launches:
         launch.set(StepShape(profile.tokens, profile.sequences, rows, profile.tokens, caches.capacity))
         fields = engine.library.fields(launch.launcher)
-        key = (launch.launcher, *(getattr(launch.arguments, name) for name, kind in fields.items() if kind != "P"))
+        values = {name: (kind, getattr(launch.arguments, name)) for name, kind in fields.items()}
+        key = (launch.launcher, *(bool(value) if kind == "P" else value for kind, value in values.values()))
         if key in seen:
             continue
         seen.add(key)
