@@ -61,7 +61,7 @@ def floats(plan: Plan) -> Arrays:
 
 
 def is_quantised(plan: Plan) -> Callable[[Weight], bool]:
-    return lambda weight: quantise.format_of(plan.recipe, weight.role) == "int4"
+    return lambda weight: quantise.chosen_format(weight, plan.recipe).kind == "int4"
 
 
 def plain(plan: Plan) -> Arrays:

@@ -54,8 +54,9 @@ def measure(checkpoint: Path, index: int, sequences: int, tokens: int, passes: i
     def by_gram() -> None:
         for fold in found:
             seen = statistics[fold.point]
-            matrices = [arrays[name] for name in fold.consumers if name in prepare.POINTS]
-            smoothing.search(fold, matrices, plan.recipe.quantise.group_size, seen.mean_abs, seen.gram)
+            size = plan.recipe.quantise.group_size
+            matrices = [(arrays[name], size) for name in fold.consumers if name in prepare.POINTS]
+            smoothing.search(fold, matrices, seen.mean_abs, seen.gram)
 
     turns = [(timed(by_gram), timed(lambda: forward.outputs(arrays))) for _ in range(passes)]
     gram, one = (min((turn[side] for turn in turns), key=lambda pair: pair[1]) for side in (0, 1))

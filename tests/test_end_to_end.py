@@ -52,6 +52,20 @@ MATRIX = tuple(
     )
 )
 """Nine recipes in which every two settings meet in all their combinations."""
+MIXED = {
+    "layers.0.qkvz": "int8",
+    "layers.0.out": "int4-g32",
+    "layers.0.gate_up": "int8",
+    "layers.0.down": "int8",
+    "layers.1.gate_up": "int4-g64",
+    "layers.2.down": "int4-g32",
+    "layers.2.gate_up": "float16",
+    "layers.3.qkv": "int8",
+    "layers.3.o": "int8",
+    "head": "int4-g64",
+    "embedding": "int4-g32",
+}
+"""Matrices that differ, int8 behind a norm, with swiglu and before a residual among them."""
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +225,11 @@ def test_an_answer_ends_where_the_slot_is_full(serve: Callable[[], Scheduler]) -
     assert len(tokens(end)) == 3 or ending(end).reason == "stop"
 
 
-@pytest.mark.parametrize("quantise", MATRIX, ids=lambda settings: "-".join(map(str, list(settings.values())[1:])))
+@pytest.mark.parametrize(
+    "quantise",
+    MATRIX,
+    ids=lambda settings: "mixed" if "formats" in settings else "-".join(map(str, list(settings.values())[1:])),
+)
 def test_every_format_is_exported_and_verified(quantise: dict[str, object], tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", quantise=quantise)
     made = build(plan.read(recipe, CHECKPOINT), target.read(TARGET), tmp_path / "out")

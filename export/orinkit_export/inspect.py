@@ -21,9 +21,9 @@ def describe(plan: Plan) -> Iterator[str]:
     yield f"positions: {spec.max_positions}, capacity {recipe.shapes.capacity}"
     sizes: Counter[tuple[str, str]] = Counter()
     for weight in plan.stored():
-        sizes[weight.role, quantise.format_of(recipe, weight.role)] += quantise.stored_bytes(weight, recipe)
+        sizes[weight.role, str(quantise.chosen_format(weight, recipe))] += quantise.stored_bytes(weight, recipe)
     for (role, kind), size in sorted(sizes.items()):
-        yield f"  {role:<12} {kind:<8} {size / 1e6:10.2f} MB"
-    yield f"  {'total':<21} {plan.data_bytes() / 1e6:10.2f} MB"
+        yield f"  {role:<12} {kind:<9} {size / 1e6:10.2f} MB"
+    yield f"  {'total':<22} {plan.data_bytes() / 1e6:10.2f} MB"
     for prefix, count in sorted(plan.unused().items()):
         yield f"not used: {prefix}.* ({count} tensors)"

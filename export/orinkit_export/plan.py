@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orinkit import recipe
+from orinkit import config, recipe
 from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestError
+from orinkit.memory.formats import NAMED
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
@@ -113,6 +114,7 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
             f"{recipe_path}: calibration: tokens: expected at most the capacity of {chosen.shapes.capacity}, found "
             f"{tokens}; shorten the sequences, or take more of them"
         )
+    _check_formats(plan, recipe_path)
     for weight in plan.stored():
         quantise.check_shape(weight, chosen)
         if not weight.integers:
@@ -151,6 +153,17 @@ def _tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tokenizer:
             "tokenizer and weights of one checkpoint"
         )
     return tokenizer
+
+
+def _check_formats(plan: Plan, recipe_path: Path) -> None:
+    """Refuse formats for matrices that the model does not have."""
+    known = {weight.name.removesuffix(".weight") for weight in plan.stored() if weight.role in NAMED} | {"head"}
+    for name in plan.recipe.quantise.formats:
+        if name not in known:
+            raise ConfigError(
+                f"{recipe_path}: quantise: formats: expected matrices of the model, found {name!r}; "
+                f"{config.nearest(name, known)}"
+            )
 
 
 def _check_size(weight: Weight, checkpoint: Checkpoint) -> None:

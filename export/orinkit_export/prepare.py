@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orinkit.memory.formats import Format
 from orinkit.ops.description import rms_norm
 from orinkit_export import quantise, smoothing
 from orinkit_export.calibrate import Hidden, LayerRunner, Statistics
@@ -132,15 +133,12 @@ class _Calibrated:
         """Search and fold one vector; the Gram matrix follows the scaled channels."""
         if "awq" not in self._plan.recipe.quantise.method:
             return
-        roles = {weight.name: weight.role for weight in self._stored}
-        recipe = self._plan.recipe
-        quantised = [
-            arrays[name] for name in fold.consumers if quantise.format_of(recipe, roles[prefix + name]) == "int4"
-        ]
+        consumers = {weight.name: weight for weight in self._stored if weight.name.startswith(prefix)}
+        formats = {name: self._format(consumers[prefix + name]) for name in fold.consumers}
+        quantised = [(arrays[name], chosen.group_size) for name, chosen in formats.items() if chosen.kind == "int4"]
         if not quantised:
             return
-        group_size = recipe.quantise.group_size
-        found = smoothing.search(fold, quantised, group_size, statistics.mean_abs, statistics.gram)
+        found = smoothing.search(fold, quantised, statistics.mean_abs, statistics.gram)
         fold.apply(arrays, found.a)
         inverse = np.float32(1) / found.a[fold.share]
         statistics.gram *= inverse[:, None] * inverse
@@ -161,9 +159,13 @@ class _Calibrated:
 
     def _record_before(self, weight: Weight, gram: Float32) -> None:
         """Keep what plain rounding would have lost, on a sample of the rows."""
-        if quantise.format_of(self._plan.recipe, weight.role) == "int4":
-            lost = plain_loss(_sampled(weight), self._plan.recipe.quantise.group_size, gram)
+        chosen = self._format(weight)
+        if chosen.kind == "int4":
+            lost = plain_loss(_sampled(weight), chosen.group_size, gram)
             _record(self._folder, f"{weight.name}.before", {"error": lost})
+
+    def _format(self, weight: Weight) -> Format:
+        return quantise.chosen_format(weight, self._plan.recipe)
 
     def _record_inputs(self, prefix: str, statistics: dict[str, Statistics]) -> None:
         """Keep how large the inputs of a layer's projections are, and how unlike their channels."""

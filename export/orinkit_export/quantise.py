@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
 from orinkit.errors import ConfigError
-from orinkit.memory import formats
-from orinkit.memory.formats import Format, shares_head
-from orinkit.memory.formats import format_of as format_of
+from orinkit.memory.formats import Format, Kind, format_of, shares_head
 from orinkit.recipe import Recipe
-from orinkit_export.rounding import Rounder, loss
+from orinkit_export import int8, rounding
+from orinkit_export.rounding import loss
 from orinkit_export.store import TensorWriter
 from orinkit_export.weights import Weight
 
@@ -29,12 +28,9 @@ _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 _LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MAX_FLOAT16, "float32": math.inf}
 """Largest magnitude that a format holds; scales are float16."""
 
-_INT8_BLOCK = 32
-"""Columns of an int8 matrix come in multiples of this (the blocks of ONNX Runtime's 8-bit product)."""
-
 
 def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> float | None:
-    """Write `weight` in the format of its role: `X.weight` with `X.scales` (int4) or `X.scale` (int8), or as it is.
+    """Write `weight` in its format: `X.weight` with `X.scales` (int4) or `X.scale` (int8), or as it is.
 
     `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors; then the result is the
     relative squared error of the outputs.
@@ -48,41 +44,52 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
             writer.write(f"{stem}.{suffix}", [array])
         return None
     check_shape(weight, recipe)
-    kind = format_of(recipe, weight.role)
+    chosen = chosen_format(weight, recipe)
+    kind = chosen.kind
     if kind in ("float16", "float32"):
         writer.write(weight.name, (block.astype(kind) for block in _checked_blocks(weight, kind)))
         return None
-    rounder = Rounder(recipe.quantise.group_size, gram, "gptq" in recipe.quantise.method)
+    rounder = _rounder(chosen, recipe, gram)
     scales: list[Float16] = []
     lost = power = 0.0
 
     def packed() -> Iterator[NDArray[np.int8]]:
         nonlocal lost, power
         for block in _checked_blocks(weight, kind):
-            if kind == "int8":
-                values, block_scales = rtn_int8(block)
-            else:
-                rounded = rounder(block)
-                values, block_scales = rounded.packed, rounded.scales
-                if gram is not None:
-                    lost += loss(block, rounded.dequantised(), gram)
-                    power += loss(block, np.zeros_like(block), gram)
-            scales.append(block_scales)
-            yield values
+            rounded = rounder(block)
+            if gram is not None:
+                lost += loss(block, rounded.dequantised(), gram)
+                power += loss(block, np.zeros_like(block), gram)
+            scales.append(rounded.scales)
+            yield rounded.packed
 
     writer.write(weight.name, packed())
     writer.write(f"{stem}.{'scales' if kind == 'int4' else 'scale'}", scales)
     return lost / power if power else None
 
 
+def _rounder(
+    chosen: Format, recipe: Recipe, gram: Float32 | None
+) -> Callable[[Float32], rounding.Rounded | int8.Rounded]:
+    """What rounds blocks of rows."""
+    if chosen.kind == "int8":
+        return int8.nearest
+    return rounding.Rounder(chosen.group_size, gram, "gptq" in recipe.quantise.method)
+
+
+def chosen_format(weight: Weight, recipe: Recipe) -> Format:
+    """How the recipe stores `weight`."""
+    return format_of(recipe, weight.name, weight.role)
+
+
 def check_shape(weight: Weight, recipe: Recipe) -> None:
     """Raises ConfigError when the format that the recipe chooses does not fit the shape of `weight`."""
-    kind = format_of(recipe, weight.role)
+    chosen = chosen_format(weight, recipe)
     try:
-        if kind == "int4" and not weight.integers:
-            int4.num_groups(weight.shape[1], recipe.quantise.group_size)
-        if kind == "int8":
-            _check_int8(weight.shape[1])
+        if chosen.kind == "int4" and not weight.integers:
+            int4.num_groups(weight.shape[1], chosen.group_size)
+        if chosen.kind == "int8":
+            int8.check_columns(weight.shape[1])
     except ConfigError as error:
         raise ConfigError(f"{weight.name}: {error}") from None
 
@@ -91,36 +98,20 @@ def stored_bytes(weight: Weight, recipe: Recipe) -> int:
     """Bytes that `store` writes for `weight`."""
     if weight.integers:
         return weight.integers.nbytes
-    return sum(formats.parts(format_of(recipe, weight.role), weight.shape, recipe.quantise.group_size))
+    return sum(chosen_format(weight, recipe).parts(weight.shape))
 
 
 def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:
     """The tensors that `store` writes for `weight`."""
-    kind = format_of(recipe, weight.role)
     stem = weight.name.removesuffix(".weight")
     if weight.integers:
         return tuple(f"{stem}.{suffix}" for suffix in weight.integers.layout)
+    kind = chosen_format(weight, recipe).kind
     extra = {"int4": (f"{stem}.scales",), "int8": (f"{stem}.scale",)}.get(kind, ())
     return (weight.name, *extra)
 
 
-def rtn_int8(weight: Float32) -> tuple[NDArray[np.int8], Float16]:
-    """int8 [N, K] and float16 scales [N]: s = absmax / 127 of each row, 1 for a zero row."""
-    _check_int8(weight.shape[1])
-    scale = (np.abs(weight).max(axis=1) / 127).astype(np.float16)
-    scale[scale == 0] = 1
-    values = np.clip(np.rint(weight / scale.astype(np.float32)[:, None]), -128, 127).astype(np.int8)
-    return values, scale
-
-
-def _check_int8(columns: int) -> None:
-    if columns % _INT8_BLOCK:
-        raise ConfigError(
-            f"expected rows of a multiple of {_INT8_BLOCK} weights for int8, found {columns}; use float16"
-        )
-
-
-def _checked_blocks(weight: Weight, kind: Format) -> Iterator[Float32]:
+def _checked_blocks(weight: Weight, kind: Kind) -> Iterator[Float32]:
     for block in weight.blocks():
         largest = np.abs(block).max(initial=0)
         if not largest <= _LARGEST[kind] and kind != "float32":  # NaN is not either

@@ -17,6 +17,8 @@ from orinkit_export.folds import Fold
 from orinkit_export.rounding import loss, nearest, search_scales
 
 Float32 = NDArray[np.float32]
+Grouped = tuple[Float32, int]
+"""A matrix [N, K] and the size of its groups."""
 
 ALPHAS = np.arange(1, 21) / 20
 """Exponents of the plain candidates mean|x|^alpha; those of the two-sided ones are every second."""
@@ -51,14 +53,14 @@ class Smoothing:
         return float(self.a.max() / self.a.min())
 
 
-def search(fold: Fold, matrices: Sequence[Float32], group_size: int, mean_abs: Float32, gram: Float32) -> Smoothing:
-    """The best vector for the quantised `matrices` [N, K] that read the fold's channels; mean_abs [K], gram [K, K]."""
-    sampled = [matrix[sample_rows(len(matrix))] for matrix in matrices]
+def search(fold: Fold, matrices: Sequence[Grouped], mean_abs: Float32, gram: Float32) -> Smoothing:
+    """The best vector for the quantised `matrices` that read the fold's channels; mean_abs [K], gram [K, K]."""
+    sampled = [(matrix[sample_rows(len(matrix))], group_size) for matrix, group_size in matrices]
     best = Smoothing(np.ones(fold.width, np.float32), "identity", 0.0, 1.0)
-    base = least = sum(_loss(matrix, group_size, gram, None) for matrix in sampled)
-    for kind, alpha, candidate in _candidates(fold, sampled, group_size, mean_abs):
+    base = least = sum(_loss(matrix, group_size, gram, None) for matrix, group_size in sampled)
+    for kind, alpha, candidate in _candidates(fold, sampled, mean_abs):
         a = _normalised(candidate)
-        found = sum(_loss(matrix, group_size, gram, a[fold.share]) for matrix in sampled)
+        found = sum(_loss(matrix, group_size, gram, a[fold.share]) for matrix, group_size in sampled)
         if found < least:
             least = found
             best = Smoothing(a, kind, alpha, found / base)
@@ -81,21 +83,19 @@ def _loss(matrix: Float32, group_size: int, gram: Float32, a: Float32 | None) ->
     return loss(matrix, rounded if a is None else rounded / a, gram)
 
 
-def _candidates(
-    fold: Fold, matrices: Sequence[Float32], group_size: int, mean_abs: Float32
-) -> Iterator[tuple[str, float, Float32]]:
+def _candidates(fold: Fold, matrices: Sequence[Grouped], mean_abs: Float32) -> Iterator[tuple[str, float, Float32]]:
     x = fold.gather(mean_abs)
-    w = fold.gather(_relative_magnitude(matrices, group_size))
+    w = fold.gather(_relative_magnitude(matrices))
     for alpha in ALPHAS:
         yield "plain", float(alpha), x**alpha
     for alpha in ALPHAS[::2]:
         yield "duo", float(alpha), x**alpha / (w ** (1 - alpha) + 1e-4)
 
 
-def _relative_magnitude(matrices: Sequence[Float32], group_size: int) -> Float32:
+def _relative_magnitude(matrices: Sequence[Grouped]) -> Float32:
     """Mean over rows of |w| / (absmax of its group) [K]."""
-    total, rows = np.zeros(matrices[0].shape[1], np.float64), 0
-    for matrix in matrices:
+    total, rows = np.zeros(matrices[0][0].shape[1], np.float64), 0
+    for matrix, group_size in matrices:
         grouped = np.abs(matrix).reshape(len(matrix), -1, group_size)
         relative = grouped / (grouped.max(axis=2, keepdims=True) + 1e-6)
         total += relative.reshape(len(matrix), -1).sum(axis=0)

@@ -27,13 +27,13 @@ def test_the_facts_come_first(tmp_path: Path) -> None:
 def test_every_role_has_its_format_and_size_and_they_add_up(tmp_path: Path) -> None:
     settings = {"method": "rtn", "embedding": "int8", "gated_delta": "float16"}
     lines = list(describe(plan.read(write_recipe(tmp_path / "recipe.yaml", quantise=settings), CHECKPOINT)))
-    rows = [match.groups() for line in lines if (match := re.fullmatch(r"  (\w+) +(\w*) +([\d.]+) MB", line))]
+    rows = [match.groups() for line in lines if (match := re.fullmatch(r"  (\w+) +([\w-]*) +([\d.]+) MB", line))]
     assert [row[:2] for row in rows] == [
         ("embedding", "int8"),
         ("float32", "float32"),
         ("gated_delta", "float16"),
-        ("head", "int4"),
-        ("projection", "int4"),
+        ("head", "int4-g128"),
+        ("projection", "int4-g128"),
         ("wide", "float16"),
         ("total", ""),
     ]

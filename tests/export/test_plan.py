@@ -11,7 +11,7 @@ import pytest
 from mistakes import DOWN, Act, config, edited, file, recipe, removed, weight
 from orinkit import target
 from orinkit.errors import CheckpointError, ConfigError
-from orinkit_export import plan, safetensors
+from orinkit_export import plan, quantise, safetensors
 from orinkit_export.build import build
 from orinkit_export.checkpoint import WEIGHTS
 from orinkit_export.plan import Plan
@@ -106,6 +106,15 @@ def test_a_tied_head_is_stored_once_where_its_format_is_that_of_the_embedding(fo
     apart = {weight.name for weight in read(folder).stored()}
     recipe(quantise={"method": "rtn", "head": "float16"})(folder)
     assert apart - {weight.name for weight in read(folder).stored()} == {"head.weight"}
+
+
+def test_formats_are_those_of_matrices_that_the_model_has(folder: Path) -> None:
+    recipe(quantise={"method": "rtn", "formats": {"layers.3.qkv": "int8", "layers.0.ba": "int8"}})(folder)
+    with pytest.raises(ConfigError, match=r"formats: expected matrices of the model, found 'layers\.0\.ba'"):
+        read(folder)
+    recipe(quantise={"method": "rtn", "formats": {"layers.3.qkv": "int8", "head": "int8"}})(folder)
+    found = {weight.name: str(quantise.chosen_format(weight, read(folder).recipe)) for weight in read(folder).stored()}
+    assert (found["layers.3.qkv.weight"], found["layers.0.qkvz.weight"]) == ("int8", "int4-g128")
 
 
 def test_weights_are_not_read_before_they_are_stored(folder: Path) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from orinkit import config
 from orinkit.errors import ConfigError
-from orinkit.memory.formats import Role
+from orinkit.memory.formats import Role, format_of
 from orinkit.recipe import Recipe
-from orinkit_export import quantise
+from orinkit_export import int8, quantise
 from orinkit_export.rounding import Rounder
 from orinkit_export.store import DATA, Entry, TensorWriter, read_index
 from orinkit_export.weights import Weight
@@ -64,7 +64,8 @@ def gauss(*shape: int, seed: int = 0) -> Float32:
 def test_int8() -> None:
     given = gauss(40, 64) * np.float32(0.02)
     given[7] = 0
-    values, scale = quantise.rtn_int8(given)
+    rounded = int8.nearest(given)
+    values, scale = rounded.packed, rounded.scales
     assert [values.dtype.name, scale.dtype.name] == ["int8", "float16"]
     assert scale[7] == 1
     assert not values[7].any()
@@ -85,9 +86,9 @@ def test_store(kind: str, rows: int, tmp_path: Path) -> None:
     if kind == "float16":
         assert np.array_equal(found["m.weight"], given.astype(np.float16))
     else:
-        rounded = Rounder(32)(given)
-        values, scales = quantise.rtn_int8(given) if kind == "int8" else (rounded.packed, rounded.scales)
-        expected: dict[str, NDArray[Any]] = {"m.weight": values, "m.scale" if kind == "int8" else "m.scales": scales}
+        rounded = int8.nearest(given) if kind == "int8" else Rounder(32)(given)
+        suffix = "scale" if kind == "int8" else "scales"
+        expected: dict[str, NDArray[Any]] = {"m.weight": rounded.packed, f"m.{suffix}": rounded.scales}
         for name, array in expected.items():
             assert found[name].dtype == array.dtype
             assert np.array_equal(found[name], array)
@@ -95,24 +96,24 @@ def test_store(kind: str, rows: int, tmp_path: Path) -> None:
 
 def test_formats_by_role() -> None:
     how = recipe(head="int8", embedding="float16", gated_delta="int4")
-    assert [quantise.format_of(how, role) for role in ROLES] == [
+    assert [format_of(how, "m", role).kind for role in ROLES] == [
         *("float16", "int8", "int4", "int4"),
         *("float16", "float32"),
     ]
-    assert quantise.format_of(recipe(gated_delta="float16"), "gated_delta") == "float16"
-    assert quantise.format_of(recipe(gated_delta="int8"), "gated_delta") == "int8"
+    assert format_of(recipe(gated_delta="float16"), "m", "gated_delta").kind == "float16"
+    assert format_of(recipe(gated_delta="int8"), "m", "gated_delta").kind == "int8"
 
 
 @pytest.mark.parametrize("activations", ["float16", "float32"])
 def test_no_method_keeps_everything_wide(activations: str) -> None:
     how = recipe(activations, method="none", head="int4", embedding="int8")
-    assert [quantise.format_of(how, role) for role in ROLES] == [activations] * 5 + ["float32"]
+    assert [format_of(how, "m", role).kind for role in ROLES] == [activations] * 5 + ["float32"]
 
 
 @pytest.mark.parametrize(("activations", "embedding"), [("float16", "int8"), ("float32", "float16")])
 def test_an_import_rounds_embedding_and_head_alone(activations: str, embedding: str) -> None:
     how = recipe(activations, method="import", head="int4", embedding=embedding, gated_delta="int8")
-    assert [quantise.format_of(how, role) for role in (*ROLES, "imported")] == [
+    assert [format_of(how, "m", role).kind for role in (*ROLES, "imported")] == [
         *(activations if embedding == "float16" else embedding, "int4", activations, activations, activations),
         *("float32", "int4"),
     ]

@@ -35,7 +35,7 @@ def fold(share: NDArray[np.intp] | None = None) -> Fold:
 
 def found(x: Float32, *matrices: Float32, share: NDArray[np.intp] | None = None) -> Smoothing:
     gram = (x.T @ x / len(x)).astype(np.float32)
-    return search(fold(share), matrices, GROUP, np.abs(x).mean(axis=0), gram)
+    return search(fold(share), [(matrix, GROUP) for matrix in matrices], np.abs(x).mean(axis=0), gram)
 
 
 def forward_loss(x: Float32, matrix: Float32, a: Float32) -> float:

@@ -37,6 +37,9 @@ class Source:
             raise ConfigError("revision: expected a repository beside it, found none; add repository")
 
 
+Named = Literal["int4-g32", "int4-g64", "int4-g128", "int8", "float16"]
+
+
 @dataclass(frozen=True)
 class Quantise:
     """How weights are stored."""
@@ -53,6 +56,12 @@ class Quantise:
     """With a tied head of the same format the two share one copy."""
     gated_delta: Literal["int4", "int8", "float16"] = "int4"
     """Large projections of gated-delta layers; their a/b projections always stay wide."""
+    formats: dict[str, Named] = field(default_factory=dict)
+    """Single matrices by their names in the graph, such as `layers.3.down`, that are stored otherwise."""
+
+    def validate(self) -> None:
+        if self.formats and self.method in ("none", "import"):
+            raise ConfigError(f"formats: expected none with method {self.method}, which rounds no matrix of a layer")
 
 
 @dataclass(frozen=True)

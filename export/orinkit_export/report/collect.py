@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orinkit.bundle.folder import portable
+from orinkit.memory.formats import Format
 from orinkit.target import Target
 from orinkit_export import cost, evaluate, gate, stages, store
 from orinkit_export.plan import Plan
@@ -67,11 +68,13 @@ def _matrices(index: Mapping[str, store.Entry], found: Mapping[str, dict[str, An
         if stem == name:
             continue
         parts = {suffix: index[f"{stem}.{suffix}"] for suffix in _BESIDE if f"{stem}.{suffix}" in index}
-        kind = "int4" if "scales" in parts else "int8" if "scale" in parts else entry.dtype
+        is_int4 = "scales" in parts
+        weights = math.prod(entry.shape) * (2 if is_int4 else 1)
+        groups = Format("int4", weights // math.prod(parts["scales"].shape)) if is_int4 else None
         yield Matrix(
             name=stem,
-            format=kind,
-            weights=math.prod(entry.shape) * (2 if kind == "int4" else 1),
+            format=str(groups or ("int8" if "scale" in parts else entry.dtype)),
+            weights=weights,
             bytes=entry.nbytes + sum(part.nbytes for part in parts.values()),
             before=found.get(f"{name}.before", {}).get("error"),
             after=found.get(name, {}).get("error"),

@@ -42,7 +42,7 @@ def test_every_matrix_with_its_format_size_and_errors(report: Report, calibrated
         n, k = stored[name].shape
         assert matrix.weights == n * k
         is_int4 = matrix.kind not in ("embedding", "ba")
-        assert matrix.format == ("int4" if is_int4 else "float16")
+        assert matrix.format == ("int4-g32" if is_int4 else "float16")
         assert matrix.bytes == (n * k // 2 + n * k // 32 * 2 if is_int4 else 2 * n * k)
         assert (matrix.before is None, matrix.after is None) == (not is_int4, not is_int4)
         assert matrix.before is None or matrix.after is None or 0 < matrix.after < matrix.before < 0.1
@@ -79,7 +79,7 @@ def test_without_calibration_there_are_sizes_and_no_errors(tmp_path: Path) -> No
     found = data.read(tmp_path / "out")
     assert (found.folds, found.inputs) == ((), ())
     assert {(matrix.before, matrix.after) for matrix in found.matrices} == {(None, None)}
-    assert found.sizes.keys() > {"embedding float16", "head int4", "rest"}
+    assert found.sizes.keys() > {"embedding float16", "head int4-g128", "rest"}
 
 
 def test_the_same_inputs_give_the_same_report_but_for_its_costs(calibrated: Path, tmp_path: Path) -> None:

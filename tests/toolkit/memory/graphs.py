@@ -34,12 +34,12 @@ def write(folder: Path, model: ModelSpec, how: Recipe) -> Path:
             file.write(np.resize(blocks[dtype], nbytes).tobytes())
 
         for tensor in outline.tensors(model, how):
-            kind, stem = format_of(how, tensor.role), tensor.name.removesuffix(".weight")
-            if kind == "int4":
+            chosen, stem = format_of(how, tensor.name, tensor.role), tensor.name.removesuffix(".weight")
+            if chosen.kind == "int4":
                 n, k = tensor.shape
                 add(tensor.name, "int8", n, k // 2)
-                add(f"{stem}.scales", "float16", n, k // how.quantise.group_size)
+                add(f"{stem}.scales", "float16", n, k // chosen.group_size)
             else:
-                add(tensor.name, kind, *tensor.shape)
+                add(tensor.name, chosen.kind, *tensor.shape)
     graph.save(graph.build(model, entries, how.activations), folder / "model.onnx")
     return folder / "model.onnx"

@@ -3,21 +3,23 @@ from __future__ import annotations
 
 import pytest
 
-from orinkit.memory.formats import Format, format_of, parts, shares_head
+from orinkit.memory.formats import Format, format_of, shares_head
 from toolkit.memory.models import recipe
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "sizes"),
+    ("text", "shape", "sizes"),
     [
-        ("int4", (64, 256), (64 * 128, 64 * 2 * 2)),
+        ("int4-g32", (64, 256), (64 * 128, 64 * 8 * 2)),
+        ("int4-g128", (64, 256), (64 * 128, 64 * 2 * 2)),
         ("int8", (64, 256), (64 * 256, 64 * 2)),
         ("float16", (64, 256), (64 * 512,)),
         ("float32", (64,), (256,)),
     ],
 )
-def test_bytes_of_a_weight_and_its_scales(kind: Format, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    assert parts(kind, shape, 128) == sizes
+def test_bytes_of_a_weight_and_its_scales(text: str, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    chosen = Format.of(text)
+    assert (chosen.parts(shape), str(chosen)) == (sizes, text)
 
 
 @pytest.mark.parametrize(
@@ -30,4 +32,15 @@ def test_a_tied_head_of_one_format_is_shared(head: str, embedding: str, tied: bo
 
 def test_what_a_quantised_checkpoint_brings_is_int4_and_what_it_left_is_not() -> None:
     imported = recipe(method="import")
-    assert (format_of(imported, "imported"), format_of(imported, "projection")) == ("int4", "float16")
+    kinds = [format_of(imported, "layers.0.qkv.weight", role).kind for role in ("imported", "projection")]
+    assert kinds == ["int4", "float16"]
+
+
+def test_a_format_that_is_stated_for_a_matrix_goes_before_that_of_its_role() -> None:
+    how = recipe(formats={"layers.1.down": "int8", "layers.1.o": "int4-g32", "head": "float16"}, group_size=64)
+    names = ("layers.0.down", "layers.1.down", "layers.1.o")
+    found = [str(format_of(how, f"{name}.weight", "projection")) for name in names]
+    assert found == ["int4-g64", "int8", "int4-g32"]
+    assert str(format_of(how, "head.weight", "head")) == "float16"
+    assert str(format_of(how, "layers.1.down", "wide")) == "float16"
+    assert str(format_of(recipe(method="none"), "layers.1.down", "projection")) == "float16"

@@ -15,6 +15,11 @@ from orinkit.memory import outline
 from orinkit.recipe import Recipe
 from small_models import INT4, NAMES
 
+MIXED = small_models.recipe(
+    "float16",
+    group_size=32,
+    formats={"layers.0.down": "int8", "layers.1.gate_up": "int8", "layers.1.down": "int4-g64", "head": "int8"},
+)
 WIDE_HEAD = small_models.recipe("float16", group_size=32, head="int8", embedding="float16")
 
 
@@ -27,7 +32,9 @@ def stored(program: Program) -> dict[str, int]:
     return dict(found)
 
 
-@pytest.mark.parametrize("how", [INT4, WIDE_HEAD, small_models.recipe("float32")], ids=["int4", "int8 head", "none"])
+@pytest.mark.parametrize(
+    "how", [INT4, WIDE_HEAD, MIXED, small_models.recipe("float32")], ids=["int4", "int8 head", "mixed", "none"]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_ops_and_tensors_are_those_of_the_graph(name: str, how: Recipe, tmp_path: Path) -> None:
     spec, path = small_models.export(name, tmp_path, how)

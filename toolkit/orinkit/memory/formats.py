@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which format a recipe stores each kind of weight, and how many bytes that takes."""
+"""In which format a recipe stores each weight, and how many bytes that takes: asked here by everybody."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from orinkit.recipe import Recipe
@@ -12,18 +13,56 @@ Role = Literal["embedding", "head", "projection", "gated_delta", "imported", "wi
 """How a weight may be stored: the first four by the recipe, `imported` as the checkpoint's integers, `wide` in the
 activation type, `float32` always so."""
 
-Format = Literal["int4", "int8", "float16", "float32"]
+Kind = Literal["int4", "int8", "float16", "float32"]
+
+NAMED: frozenset[Role] = frozenset({"embedding", "head", "projection", "gated_delta"})
+"""Roles of the weights whose format a recipe may state by name."""
 
 _WIDTHS = {"float16": 2, "float32": 4}
+_KINDS: tuple[Kind, ...] = ("int4", "int8", "float16", "float32")
 
 
-def format_of(recipe: Recipe, role: Role) -> Format:
-    """How the recipe stores weights of a role."""
+@dataclass(frozen=True)
+class Format:
+    """How the values of one weight are stored."""
+
+    kind: Kind
+    group_size: int = 0
+    """Weights of a row that share a scale; int4 only."""
+
+    @classmethod
+    def of(cls, text: str) -> Format:
+        """The format that `str` spells so, as in `quantise: formats` of a recipe: `int4-g64`, `int8`."""
+        name, _, group = text.partition("-g")
+        return cls(next(kind for kind in _KINDS if kind == name), int(group or 0))
+
+    def __str__(self) -> str:
+        return f"{self.kind}-g{self.group_size}" if self.group_size else self.kind
+
+    def parts(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes of a weight [N, K] or [N] and of its scales if any: a float16 for each group (int4) or row (int8)."""
+        size = math.prod(shape)
+        if self.kind == "int4":
+            return size // 2, 2 * (size // self.group_size)
+        return (size, 2 * shape[0]) if self.kind == "int8" else (size * _WIDTHS[self.kind],)
+
+
+def format_of(recipe: Recipe, name: str, role: Role) -> Format:
+    """How the recipe stores the weight `name`: as it says for that one, else as for all of its role."""
+    stated = recipe.quantise.formats.get(name.removesuffix(".weight"))
+    kind = _kind_of(recipe, role)
+    if stated and role in NAMED and recipe.quantise.method != "none":
+        found = Format.of(stated)
+        return Format(recipe.activations) if found.kind == "float16" else found
+    return Format(kind, recipe.quantise.group_size if kind == "int4" else 0)
+
+
+def _kind_of(recipe: Recipe, role: Role) -> Kind:
     if role == "float32":
         return "float32"
     if role == "imported":
         return "int4"
-    chosen: dict[Role, Format] = {
+    chosen: dict[Role, Kind] = {
         "embedding": recipe.quantise.embedding,
         "head": recipe.quantise.head,
         "projection": "int4",
@@ -36,12 +75,4 @@ def format_of(recipe: Recipe, role: Role) -> Format:
 
 def shares_head(recipe: Recipe, tied: bool) -> bool:
     """Whether embedding and head are one tensor in the file."""
-    return tied and format_of(recipe, "embedding") == format_of(recipe, "head")
-
-
-def parts(kind: Format, shape: tuple[int, ...], group_size: int) -> tuple[int, ...]:
-    """Bytes of a weight [N, K] or [N] and of its scales if any: one float16 for each group (int4) or row (int8)."""
-    size = math.prod(shape)
-    if kind == "int4":
-        return size // 2, 2 * (size // group_size)
-    return (size, 2 * shape[0]) if kind == "int8" else (size * _WIDTHS[kind],)
+    return tied and format_of(recipe, "embedding", "embedding") == format_of(recipe, "head", "head")

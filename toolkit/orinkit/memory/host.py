@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from orinkit.memory import outline
-from orinkit.memory.formats import Format, format_of
+from orinkit.memory.formats import Kind, format_of
 from orinkit.memory.rings import ring_rows
 from orinkit.model import LayerSpec, ModelSpec
 from orinkit.recipe import Recipe
 
-KEPT: dict[Format, float] = {"int4": 1.4, "int8": 1.4, "float16": 2.0, "float32": 1.0}
+KEPT: dict[Kind, float] = {"int4": 1.4, "int8": 1.4, "float16": 2.0, "float32": 1.0}
 """Bytes in memory for each byte of a matrix of that format, with what the allocator keeps after loading; float16 is
 computed in float32."""
-LOADING: dict[Format, float] = {"int4": 2.4, "int8": 11.0, "float16": 4.6, "float32": 2.0}
+LOADING: dict[Kind, float] = {"int4": 2.4, "int8": 11.0, "float16": 4.6, "float32": 2.0}
 """The same at the peak of loading."""
 
 _MAPPED = frozenset({"embedding.weight", "rope.cos", "rope.sin"})
@@ -31,7 +31,7 @@ def weight_bytes(spec: ModelSpec, recipe: Recipe, stored: Mapping[str, tuple[int
     mapped = _MAPPED if "head.weight" in stored else _MAPPED - {"embedding.weight"}
     for name, parts in stored.items():
         if name not in mapped:
-            kind = format_of(recipe, roles.get(name, "imported"))
+            kind = format_of(recipe, name, roles.get(name, "imported")).kind
             kept += KEPT[kind] * sum(parts)
             loading += LOADING[kind] * sum(parts)
     return int(kept), int(loading)

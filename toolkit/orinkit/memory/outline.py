@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from orinkit.memory.formats import Role, format_of, parts, shares_head
+from orinkit.memory.formats import Role, format_of, shares_head
 from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec
 from orinkit.recipe import Recipe
 
@@ -68,8 +68,7 @@ def tensors(spec: ModelSpec, recipe: Recipe) -> tuple[Tensor, ...]:
 
 def stored_parts(spec: ModelSpec, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Bytes of each tensor and of its scales if any, by its name."""
-    group = recipe.quantise.group_size
-    return {t.name: parts(format_of(recipe, t.role), t.shape, group) for t in tensors(spec, recipe)}
+    return {t.name: format_of(recipe, t.name, t.role).parts(t.shape) for t in tensors(spec, recipe)}
 
 
 def _layer_tensors(prefix: str, layer: LayerSpec, hidden: int) -> Iterator[Tensor]:
@@ -110,7 +109,7 @@ class _Outline:
         """A projection by the matrix of `stem`; `halves`: its rows are pairs of gate and up."""
         tensor = self._shapes[f"{stem}.weight"]
         n, k = tensor.shape
-        is_int4 = format_of(self._recipe, tensor.role) == "int4"
+        is_int4 = format_of(self._recipe, tensor.name, tensor.role).kind == "int4"
         weights = (tensor.name, norm) if norm else (tensor.name,)
         op_type = "OrinInt4Gemm" if is_int4 else "OrinLinear"
         width = n // 2 if halves else n
