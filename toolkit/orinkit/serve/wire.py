@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from orinkit.errors import EngineError, NumericError, OrinError, RequestError
@@ -139,12 +139,12 @@ def _plain(frame: Order | Report) -> list[Any]:
         case Stepped():
             tokens = [[token.request, token.token, token.logprob, token.text, token.top] for token in frame.tokens]
             ends = [
-                [end.request, end.reason, end.text, list(asdict(end.timings).values()), _told(end.error)]
+                [end.request, end.reason, end.text, list(vars(end.timings).values()), _told(end.error)]
                 for end in frame.ends
             ]
             return ["stepped", frame.seconds, tokens, ends]
         case Submit():
-            return ["submit", frame.id, asdict(frame.request)]
+            return ["submit", frame.id, _fields(frame.request)]
         case Cancel():
             return ["cancel", frame.id]
         case Ready():
@@ -152,6 +152,12 @@ def _plain(frame: Order | Report) -> list[Any]:
         case Fault():
             return ["fault", frame.code, frame.message[:2000], frame.exit]
     return ["check" if isinstance(frame, Check) else "checked"]
+
+
+def _fields(request: Request) -> dict[str, Any]:
+    """As `asdict`, which would copy each token of the prompt."""
+    grammar = None if request.grammar is None else vars(request.grammar)
+    return {**vars(request), "sampling": vars(request.sampling), "grammar": grammar}
 
 
 def _told(error: OrinError | None) -> list[str] | None:

@@ -41,8 +41,8 @@ from orinkit.serve.handover import Handover
 
 _PR_SET_PDEATHSIG = 1
 _MOMENT = 0.002
-_TOGETHER = 0.005
-"""Seconds within which steps are told together: nobody reads faster, and each report costs the next step some time."""
+_TOGETHER = 0.016
+"""Seconds within which steps are told together: a screen shows no more, and each report takes time from the steps."""
 _OOM_SCORE = "500"
 """The kernel's choice when memory runs out should be the worker, which is started again."""
 
