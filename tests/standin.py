@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stand-in for TensorRT and CUDA, put in place of the real ones; bundles and machines for it."""
+"""The stand-ins for TensorRT and CUDA, put in place of the real ones; bundles and machines for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,33 +22,43 @@ from orinkit.ops import DOMAIN, VERSIONS
 from orinkit.recipe import Shapes
 from orinkit.target import Target
 
-FOLDER = Path(__file__).parent / "tensorrt_standin"
+FOLDER, CUDA = Path(__file__).parent / "tensorrt_standin", Path(__file__).parent / "cuda_standin"
 ROOT = Path(__file__).parents[1]
 VARIABLE = "TENSORRT_STANDIN"
 VERSION = "10.16.2.10"
-_FRESH = ("cuda", "tensorrt")
+HOST_KERNELS = b"\x7fELF: host_kernels.py stands for it"
+"""In the place of liborin_kernels.so."""
 _KEPT = {"base", "deploy", "kernels", "launches", "machine", "ort", "plans", "program", "room"}
 """Modules of engines that know neither CUDA nor TensorRT; the others are imported afresh."""
 
 
 def environment(**settings: Any) -> dict[str, str]:
-    """For a child process: the stand-in in front of everything."""
-    path = os.pathsep.join((str(FOLDER), *sys.path))
+    """For a child process: the stand-ins in front of everything."""
+    path = os.pathsep.join((*_folders(settings), *sys.path))
     return {**os.environ, "PYTHONPATH": path, VARIABLE: json.dumps(settings)}
+
+
+def _folders(settings: Mapping[str, Any]) -> list[str]:
+    """Where what is stood in for lies: CUDA is the real one where plans run on a GPU."""
+    return [str(FOLDER)] if settings.get("execute") == "cuda" else [str(FOLDER), str(CUDA)]
 
 
 @contextmanager
 def installed(**settings: Any) -> Iterator[None]:
-    """Within, `tensorrt` and `cuda` are the stand-ins, here and in child processes, with fresh state."""
-    before = {name: module for name, module in sys.modules.items() if _is_ours(name)}
+    """Within, `tensorrt` and `cuda` are the stand-ins, here and in child processes, with fresh state.
+
+    With `execute="cuda"` and `kernels` (a path), `cuda` is the real one; not while another stand-in is installed.
+    """
+    fresh = {"tensorrt"} | ({"cuda"} if str(CUDA) in _folders(settings) else set())
+    before = {name: module for name, module in sys.modules.items() if _is_ours(name, fresh)}
     saved, path = os.environ.copy(), list(sys.path)
-    _forget()
+    _forget(fresh)
     os.environ.update(environment(**settings))
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = _folders(settings)
     try:
         yield
     finally:
-        _forget()
+        _forget(fresh)
         for name, module in before.items():
             sys.modules[name] = module
             package, _, last = name.rpartition(".")
@@ -59,25 +69,26 @@ def installed(**settings: Any) -> Iterator[None]:
         os.environ.update(saved)
 
 
-def _is_ours(name: str) -> bool:
+def _is_ours(name: str, fresh: Collection[str]) -> bool:
     package, _, last = name.rpartition(".")
     uses_them = package == "orinkit.engines" and last not in _KEPT
-    return name.split(".")[0] in _FRESH or uses_them or name == "orinkit.device.builder"
+    return name.split(".")[0] in fresh or uses_them or name == "orinkit.device.builder"
 
 
-def _forget() -> None:
+def _forget(fresh: Collection[str]) -> None:
     """Take modules away, and the attributes by which their packages know them."""
-    for name in [name for name in sys.modules if _is_ours(name)]:
+    for name in [name for name in sys.modules if _is_ours(name, fresh)]:
         del sys.modules[name]
         package, _, last = name.rpartition(".")
         if package in sys.modules:
             vars(sys.modules[package]).pop(last, None)
 
 
-def this_target(version: str = VERSION) -> Target:
-    """A target that fits the stand-in on the machine of the tests."""
+def this_target(version: str = VERSION, sm: int = 87) -> Target:
+    """A target that fits the stand-in on the machine of the tests, and a GPU of that compute capability."""
     jetson = target.read(ROOT / "targets/agx-orin-64gb-jetpack-7.2.yaml")
-    board = replace(jetson.board, machine="any")
+    gpu = replace(jetson.board.gpu, sm=sm) if jetson.board.gpu else None
+    board = replace(jetson.board, machine="any", gpu=gpu)
     found = jetson.stack.tensorrt
     soname = f"libnvinfer.so.{version.split('.')[0]}"
     tensorrt = replace(found, version=version, soname=soname) if found else None
@@ -96,16 +107,19 @@ def board_bundle(
     wanted: Target | None = None,
     library: bytes | None = None,
     shapes: Shapes | None = None,
-    has_kernels: bool = False,
+    kernels: bytes | None = None,
 ) -> Bundle:
-    """A copy of the bundle `source` as if it had been exported for `wanted`, with plugins for the stand-in."""
+    """A copy of the bundle `source` as if it had been exported for `wanted`, with plugins for the stand-in.
+
+    `kernels` are the bytes of liborin_kernels.so; left out: it has none.
+    """
     shutil.copytree(source, folder)
     manifest = decode((folder / MANIFEST).read_bytes())
     (folder / MANIFEST).unlink()
     (folder / PLUGINS).parent.mkdir(exist_ok=True)
     (folder / PLUGINS).write_bytes(plugin_library() if library is None else library)
-    if has_kernels:
-        (folder / KERNELS).write_bytes(b"\x7fELF: host_kernels.py stands for it")
+    if kernels is not None:
+        (folder / KERNELS).write_bytes(kernels)
     recipe = replace(manifest.recipe, shapes=shapes or manifest.recipe.shapes)
     bundle.write(folder, replace(manifest, target=wanted or this_target(), recipe=recipe, files=()))
     return Bundle.open(folder, keys=None, supported=VERSIONS)
@@ -116,14 +130,14 @@ def built_bundle(
     folder: Path,
     shapes: Shapes | None = None,
     wanted: Target | None = None,
-    has_kernels: bool = False,
+    kernels: bytes | None = None,
     **options: int,
 ) -> Bundle:
     """A bundle for the stand-in with its plan; only while the stand-in is installed."""
     from orinkit.device.build import build
     from orinkit.engines.plans import BuildOptions
 
-    made = board_bundle(source, folder, wanted, shapes=shapes, has_kernels=has_kernels)
+    made = board_bundle(source, folder, wanted, shapes=shapes, kernels=kernels)
     build(made, BuildOptions(**options))
     return made
 

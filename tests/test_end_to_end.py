@@ -6,37 +6,18 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import standin
 from orinkit import target
 from orinkit.bundle import Bundle
 from orinkit.ops import VERSIONS
-from orinkit.runtime.request import Event, Finished, Request, Token
-from orinkit.runtime.sampling import Sampling
-from orinkit.runtime.scheduler import Scheduler
-from orinkit.runtime.session import stream
-from orinkit.runtime.start import start
 from orinkit_export import plan
 from orinkit_export.build import build
 from programs import CHECKPOINT, DEMO, TARGET, content, refused, run, succeed, write_recipe
 from tolerances import KL_INT4
 
-PROMPTS = (
-    "ROMEO:",
-    "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\n" * 8,
-    "Tom has 3 apples and buys 4 more. How many",
-    "A",
-    "KING RICHARD III:\nNow is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 2,
-    "JULIET:\nO Romeo, Romeo! wherefore art thou",
-    "\n",
-    "Ann has 12 pears. She eats",
-)
-"""1 to 128 tokens: in chunks of 32 some take one step of prefill, some several."""
 MATRIX = tuple(
     {"method": "rtn", "head": head, "embedding": embedding, "gated_delta": gated_delta, "group_size": group_size}
     for head, embedding, gated_delta, group_size in (
@@ -71,32 +52,6 @@ MIXED = {
 @pytest.fixture(scope="module")
 def bundle(demo_bundle: Path) -> Bundle:
     return Bundle.open(demo_bundle, keys=None, supported=VERSIONS)
-
-
-@pytest.fixture(scope="module")
-def narrow(bundle: Bundle) -> Bundle:
-    """The same with chunks of 32 tokens."""
-    recipe = bundle.manifest.recipe
-    shapes = replace(recipe.shapes, chunk=32)
-    return replace(bundle, manifest=replace(bundle.manifest, recipe=replace(recipe, shapes=shapes)))
-
-
-def request(scheduler: Scheduler, prompt: str, **settings: object) -> Request:
-    return Request(scheduler.tokenizer.encode(prompt, scheduler.capacity), **settings)  # type: ignore[arg-type]
-
-
-def tokens(events: list[Event], number: int | None = None) -> list[int]:
-    return [event.token for event in events if isinstance(event, Token) and number in (None, event.request)]
-
-
-def ending(events: list[Event]) -> Finished:
-    last = events[-1]
-    assert isinstance(last, Finished)
-    return last
-
-
-def text(events: list[Event]) -> str:
-    return "".join(event.text for event in events)
 
 
 def test_the_self_test_passes(demo_bundle: Path) -> None:
@@ -171,58 +126,6 @@ def test_a_bundle_is_signed_after_it_was_built(demo_bundle: Path, tmp_path: Path
     refused(run("orin-run", "inspect", "demo", "--keys", "keys", cwd=tmp_path), ("expected a signature",), 78)
     assert "signed with key" in succeed("orin-export", "sign", "demo", "--key", "keys/key", cwd=tmp_path)
     assert "good, by a trusted key" in succeed("orin-run", "inspect", "demo", "--keys", "keys", cwd=tmp_path)
-
-
-@pytest.fixture(scope="module")
-def on_board(demo_bundle: Path, narrow: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """The narrow bundle with a plan of the stand-in for TensorRT, which is ours; decode steps are captured."""
-    with standin.installed():
-        shapes = narrow.manifest.recipe.shapes
-        standin.put_kernels()
-        yield standin.built_bundle(demo_bundle, tmp_path_factory.mktemp("board") / "demo", shapes, has_kernels=True)
-
-
-@pytest.fixture(params=["onnxruntime", "tensorrt"])
-def serve(request: pytest.FixtureRequest, narrow: Bundle, on_board: Bundle) -> Callable[[], Scheduler]:
-    """Starts a fresh scheduler on each engine that runs anywhere."""
-    bundle = on_board if request.param == "tensorrt" else narrow
-    return lambda: start(bundle, request.param)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_side_by_side_as_alone(temperature: float, serve: Callable[[], Scheduler]) -> None:
-    scheduler = serve()
-    requests = [
-        request(scheduler, prompt, sampling=Sampling(temperature, seed=index), max_tokens=6 + index)
-        for index, prompt in enumerate(PROMPTS)
-    ]
-    assert scheduler.num_free_slots == 4 < len(requests)
-    assert max(len(request.prompt) for request in requests) > 3 * 32
-    numbers = [scheduler.submit(request) for request in requests]
-    events: list[Event] = []
-    while not scheduler.is_idle:
-        events += scheduler.step()
-    for number, alone in zip(numbers, requests, strict=True):
-        assert tokens(events, number) == tokens(list(stream(serve(), alone)))
-
-
-def test_an_answer_ends_at_the_first_of_all_limits(serve: Callable[[], Scheduler]) -> None:
-    scheduler = serve()
-    whole = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24)))
-    assert (ending(whole).reason, len(tokens(whole))) == ("length", 24)
-    stopped = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24, stop=(text(whole)[20:26],))))
-    assert (ending(stopped).reason, text(stopped)) == ("stop", text(whole)[: text(whole).index(text(whole)[20:26])])
-    last = tokens(whole)[9]
-    at_token = list(stream(scheduler, request(scheduler, "ROMEO:", max_tokens=24, stop_tokens=(last,))))
-    assert (ending(at_token).reason, tokens(at_token)) == ("stop", tokens(whole)[: tokens(whole).index(last) + 1])
-
-
-def test_an_answer_ends_where_the_slot_is_full(serve: Callable[[], Scheduler]) -> None:
-    scheduler = serve()
-    prompt = scheduler.tokenizer.encode(PROMPTS[1] * 9, scheduler.capacity)[: scheduler.capacity - 3]
-    assert len(prompt) == scheduler.capacity - 3
-    end = list(stream(scheduler, Request(prompt)))
-    assert len(tokens(end)) == 3 or ending(end).reason == "stop"
 
 
 @pytest.mark.parametrize(

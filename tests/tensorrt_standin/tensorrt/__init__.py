@@ -2,8 +2,8 @@
 """A stand-in for TensorRT's Python bindings. Ours, and only for tests: it is not NVIDIA's, and shares no code with it.
 
 It has the names that orinkit uses, keeps the rules that TensorRT documents, and computes a plan by ONNX Runtime, on the
-host memory of the stand-in for CUDA that lies beside it. The environment variable TENSORRT_STANDIN (JSON) says which
-release it plays and how it fails; `settings.py` lists the keys.
+host memory of a stand-in for CUDA, or by orinkit's kernels on a real GPU. The environment variable TENSORRT_STANDIN
+(JSON) says which release it plays, where it computes and how it fails; `settings.py` lists the keys.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deploy graph computed by ONNX Runtime over memory of the stand-in for CUDA."""
+"""A deploy graph computed by ONNX Runtime over memory of the stand-in for CUDA; `gpu.py` has it by kernels."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ class Executor:
         self._model = model
         self._session: onnxruntime.InferenceSession | None = None
 
-    def run(self, addresses: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-        """One step. Raises FaultError: memory that is not there, or a step that no kernel could run."""
+    def run(self, _: int, addresses: Mapping[str, int], sizes: Mapping[str, int], __: Mapping[str, int]) -> None:
+        """One step; it runs at once, whatever its stream and the largest sizes of its profile.
+
+        Raises FaultError: memory that is not there, or a step that no kernel could run.
+        """
         if self._session is None:
             self._session = self._make(addresses)
         values = self._model.graph.inputs

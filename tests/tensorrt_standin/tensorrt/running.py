@@ -13,11 +13,9 @@ then switched ends with CUDA error 700 in `shapeChangeHelper`, and so does every
 
 from __future__ import annotations
 
-import ctypes
+import importlib
 import json
 from typing import TYPE_CHECKING, Any
-
-from cuda.bindings import runtime as rt
 
 from .building import MAGIC, Shape
 from .enums import DataType, ErrorCodeTRT, ExecutionContextAllocationStrategy, SeekPosition
@@ -28,6 +26,7 @@ from .settings import SETTINGS, VERSION
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+device: Any = importlib.import_module(f"{__package__}.{'gpu' if SETTINGS.get('execute') == 'cuda' else 'host'}")
 ARENA_BYTES = 65536
 ALIGNMENT = 256
 _OLDEST_STREAM = 1
@@ -59,9 +58,7 @@ class Runtime:
 class ICudaEngine:
     def __init__(self, runtime: Runtime, header: dict[str, Any], model: ir.Model) -> None:
         self.error_recorder = runtime.error_recorder
-        from .executor import Executor  # a build has no use for ONNX Runtime
-
-        self.executor = Executor(model)
+        self.executor = device.executor(model)
         self.num_aux_streams: int = header["aux"]
         self.device_memory_size_v2 = ARENA_BYTES
         self.profiles = [
@@ -94,7 +91,7 @@ class ICudaEngine:
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     ) -> IExecutionContext | None:
-        return None if rt.DEVICE.sticky else IExecutionContext(self, strategy)
+        return None if device.lost() else IExecutionContext(self, strategy)
 
 
 class IExecutionContext:
@@ -142,19 +139,19 @@ class IExecutionContext:
         return sorted(set(self.engine.profiles[self._profile]) - set(self._shapes))
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        if rt.DEVICE.sticky is not None:
-            return self._fail(ErrorCodeTRT.FAILED_EXECUTION, f"Cuda Runtime ({rt.DEVICE.sticky.name})")
+        if device.lost():
+            return self._fail(ErrorCodeTRT.FAILED_EXECUTION, f"Cuda Runtime ({device.lost()})")
         problem = self._problem(stream_handle)
         if problem is not None:
             return self._fail(ErrorCodeTRT.INVALID_STATE, problem)
         sizes = {name: shape[0] for name, shape in self._shapes.items()}
-        if rt.DEVICE.is_capturing(stream_handle):
+        if device.is_capturing(stream_handle):
             if tuple(sorted(self._shapes.items())) not in self._warm:
-                rt.DEVICE.streams[stream_handle].is_invalid = True
+                device.spoil_capture(stream_handle)
                 return self._fail(ErrorCodeTRT.FAILED_EXECUTION, "operation not permitted when stream is capturing")
             self._captured_profile = self._profile
         elif self._captured_profile not in (None, self._profile):
-            rt.DEVICE.sticky = rt.cudaError_t.cudaErrorIllegalAddress
+            device.lose()
             return self._fail(
                 ErrorCodeTRT.FAILED_EXECUTION,
                 "[checkMacros.cpp::catchCudaError::278] Error Code 1: Cuda Runtime (an illegal memory access was "
@@ -165,12 +162,13 @@ class IExecutionContext:
         return self._enqueue(stream_handle, dict(self._addresses), sizes, self._memory)
 
     def _enqueue(self, stream: int, addresses: dict[str, int], sizes: dict[str, int], memory: tuple[int, int]) -> bool:
-        def work() -> None:
-            rt.DEVICE.check(*memory)
-            ctypes.memset(memory[0], 0xFF, memory[1])
-            self.engine.executor.run(addresses, sizes)
+        most = {name: largest[0] for name, (_, _, largest) in self.engine.profiles[self._profile].items()}
 
-        return bool(rt.DEVICE.enqueue(stream, work) == rt.cudaError_t.cudaSuccess)
+        def work() -> None:
+            device.scratch(*memory, stream)
+            self.engine.executor.run(stream, addresses, sizes, most)
+
+        return bool(device.enqueue(stream, work))
 
     def _problem(self, stream: int) -> str | None:
         unbound = {self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)}

@@ -4,6 +4,8 @@
 version   such as "10.3.0"; decides operator set, the stream reader, numbers of enums
 build     how a build ends: "killed", "crashed", "hangs", "refused"; left out: well
 aux       streams that a plan wants beside the main one, where the build allows them
+execute   "cuda": plans run on a real GPU, by the library of orinkit's kernels at the path `kernels`; left out: by ONNX
+          Runtime on the stand-in for CUDA
 """
 
 from __future__ import annotations

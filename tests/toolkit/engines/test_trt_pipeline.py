@@ -25,7 +25,7 @@ SHAPES = Shapes(capacity=1024, slots=4, chunk=16)
 def bundle(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     with standin.installed():
         folder = tmp_path_factory.mktemp("pipeline")
-        yield standin.built_bundle(demo_bundle, folder / "demo", SHAPES, has_kernels=True)
+        yield standin.built_bundle(demo_bundle, folder / "demo", SHAPES, kernels=standin.HOST_KERNELS)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_captures_that_fail_are_told_and_the_tokens_stay(
 ) -> None:
     expected = talk(open_pipeline(engine, SHAPES), SHAPES, 20)
     with standin.installed(capture="fails"):
-        made = standin.built_bundle(demo_bundle, tmp_path / "demo", SHAPES, has_kernels=True)
+        made = standin.built_bundle(demo_bundle, tmp_path / "demo", SHAPES, kernels=standin.HOST_KERNELS)
         pipeline = open_pipeline(opened(made), SHAPES)
         assert "are not captured" in (pipeline.degraded or "")
         assert talk(pipeline, SHAPES, 20) == expected
