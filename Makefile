@@ -18,10 +18,13 @@ demo: .venv/installed
 test: lint nvrtc bindings
 	$(BIN)/pytest -q --numprocesses auto --dist worksteal
 
-# The long forms of the daemon's tests: 200 kills of the worker under load, 10,000 prompts side by side, cancels.
+# The long forms of the daemon's tests: 200 kills of the worker under load, 10,000 prompts side by side, cancels, and
+# MIXED seconds of everything that clients do.
+MIXED ?= 1800
 soak: .venv/installed
 	ORIN_SOAK_KILLS=200 $(BIN)/pytest -q tests/toolkit/serve/test_supervisor.py -k f23
 	ORIN_SOAK=167 $(BIN)/pytest -q tests/toolkit/serve/test_soak.py
+	ORIN_MIXED=$(MIXED) $(BIN)/pytest -q tests/toolkit/serve/test_mixed_load.py --log-cli-level=INFO
 
 # Ten times as many random requests as a test run sends; FUZZ multiplies them.
 FUZZ ?= 10

@@ -38,6 +38,13 @@ def shared(bundle: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
+def grammar(shared: Server) -> None:
+    """The process that tries grammars begins with the first one and stays: its pipes are no leak."""
+    shared.wait_ready()
+    shared.complete(response_format={"type": "regex", "regex": "a"})
+
+
+@pytest.fixture
 def server(shared: Server) -> Iterator[Server]:
     """The daemon of the module; after every case it is alive, ready and right, with as many descriptors as before."""
     shared.wait_ready()

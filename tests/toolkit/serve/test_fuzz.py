@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 from orinkit.serve import fields, health, openapi
 from toolkit.serve.servers import MODEL, Server
 
+pytestmark = pytest.mark.usefixtures("grammar")
 FACTOR = int(os.environ.get("ORIN_FUZZ", "1"))
 MIB = 1 << 20
 SCHEMA = schemathesis.openapi.from_dict(openapi.document("test"))
@@ -39,13 +40,6 @@ _PLAIN = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=(hypothesis.Phase.generate,),
 )
-
-
-@pytest.fixture(autouse=True)
-def grammar(shared: Server) -> None:
-    """The process that tries grammars begins with the first one and stays: its pipes are no leak."""
-    shared.wait_ready()
-    shared.complete(response_format={"type": "regex", "regex": "a"})
 
 
 def served(body: Any) -> Any:
