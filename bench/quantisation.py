@@ -34,6 +34,7 @@ from orinkit_export import prepare, quantise, rounding, store, texts
 from orinkit_export.calibrate import LayerRunner, Statistics
 from orinkit_export.evaluate import STEP, Comparison, Quality, summary
 from orinkit_export.folds import Arrays
+from orinkit_export.levels import Levels
 from orinkit_export.plan import Plan
 from orinkit_export.weights import Weight
 
@@ -72,7 +73,7 @@ def plain(plan: Plan) -> Arrays:
         largest = np.abs(array).reshape(len(array), -1, GROUP_SIZE).max(axis=2)
         scales = (largest / 7).astype(np.float16)
         scales[scales == 0] = 1
-        arrays[weight.name] = rounding.nearest(array, scales).dequantised()
+        arrays[weight.name] = rounding.nearest(array, Levels(scales)).dequantised()
     return arrays
 
 

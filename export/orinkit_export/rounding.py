@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group scales and integers of one INT4 matrix.
+"""The integers of one INT4 matrix.
 
-Scales are signed full range: the element m of largest magnitude of a group maps to -8, so s = m * p / (-8), and the
-shrink factor p is the one of least squared error, weighted by diag(H) where the Gram matrix H = X^T X / tokens of the
-inputs is known. A scale is rounded to float16 before integers are chosen. Integers are the nearest ones, or GPTQ's
-(Frantar et al. 2022): column by column, the error of each is spread over the columns to come. Behind GPTQ, coordinate
-descent lowers the loss further: integer by integer and scale by scale, each the best while all others stay.
+They are the nearest ones to its levels (levels.py), or GPTQ's (Frantar et al. 2022): column by column, the error of each
+is spread over the columns to come. Behind GPTQ, coordinate descent lowers the loss further: integer by integer and scale
+by scale, each the best while all others stay.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,13 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
+from orinkit_export.levels import THREADS, Levels, by_rows, levels_of
 
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 UInt8 = NDArray[np.uint8]
-
-SHRINK = np.arange(67, 129) / 112
-"""Candidates of p, 0.6 to 8/7: p = 1 is plain full range and p = 8/7 is s = absmax/7, so neither is ever better."""
 
 DAMPING = 0.3
 """Share of each channel's own power that GPTQ adds to it: what channels have in common in the calibration text, they do
@@ -40,80 +34,40 @@ ROWS = 512
 BLOCK = 128
 """Largest triangular matrix that is inverted in one piece."""
 
-THREADS = len(os.sched_getaffinity(0))
-
-_CACHED = 1 << 18
-"""Weights searched at a time by one thread: with its temporaries a piece stays in the CPU's cache."""
-
 
 @dataclass(frozen=True)
 class Rounded:
-    """Integers 0..15 [N, K] and float16 scales [N, K/G] with zero point 8."""
+    """Integers 0..15 [N, K] with the levels of their groups."""
 
     values: UInt8
-    scales: Float16
+    levels: Levels
+
+    @property
+    def scales(self) -> Float16:
+        return self.levels.scales
 
     @property
     def packed(self) -> NDArray[np.int8]:
         return int4.pack(self.values)
 
+    @property
+    def zeros(self) -> NDArray[np.int8] | None:
+        """Packed; None = 8 everywhere."""
+        return None if self.levels.zeros is None else int4.pack(self.levels.zeros)
+
     def dequantised(self) -> Float32:
-        return int4.dequantise(self.packed, self.scales)
+        return int4.dequantise(self.packed, self.scales, self.zeros)
 
 
-def by_rows(rows: int, columns: int, work: Callable[[slice], Float16 | UInt8]) -> NDArray[np.generic]:
-    """`work` on blocks of rows, several at a time, put together again."""
-    step = max(1, _CACHED // columns)
-    with ThreadPoolExecutor(THREADS) as pool:
-        return np.concatenate(list(pool.map(work, (slice(start, start + step) for start in range(0, rows, step)))))
-
-
-def scales_of(weight: Float32, group_size: int, importance: Float32 | None = None) -> Float16:
-    """Searched scales [N, K/G] of `weight` [N, K]; `importance` [K] weighs the squared errors of the columns."""
-    n, k = weight.shape
-    groups = int4.num_groups(k, group_size)
-
-    def search(rows: slice) -> Float16:
-        piece = weight[rows]
-        tiled = None if importance is None else np.tile(importance.reshape(groups, group_size), (len(piece), 1))
-        return search_scales(piece.reshape(-1, group_size), tiled).reshape(-1, groups)
-
-    return by_rows(n, k, search).astype(np.float16, copy=False)
-
-
-def search_scales(
-    groups: Float32, importance: Float32 | None = None, shrink: Sequence[float] | NDArray[np.float64] = SHRINK
-) -> Float16:
-    """The float16 scale of every row of `groups` [M, G] with the least weighted squared error; 1 for a zero row."""
-    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0].astype(np.float64)
-    best = np.full(len(groups), np.inf, np.float32)
-    scales = np.ones(len(groups), np.float16)
-    error = np.empty_like(groups)
-    with np.errstate(over="ignore"):
-        candidates = [(extreme * factor / -8).astype(np.float16) for factor in shrink]
-    for candidate in candidates:
-        usable = (candidate != 0) & np.isfinite(candidate)
-        wide = np.where(usable, candidate, np.float16(1)).astype(np.float32)[:, None]
-        _rounding_error(groups, wide, error)
-        total = np.einsum("mg,mg->m", error, error if importance is None else error * importance)
-        better = usable & (total < best)
-        best[better], scales[better] = total[better], candidate[better]
-    return scales
-
-
-def _rounding_error(groups: Float32, scales: Float32, out: Float32) -> None:
-    np.divide(groups, scales, out=out)
-    np.rint(out, out=out)
-    np.minimum(out, 7, out=out)
-    np.maximum(out, -8, out=out)
-    np.multiply(out, scales, out=out)
-    np.subtract(out, groups, out=out)
-
-
-def nearest(weight: Float32, scales: Float16) -> Rounded:
+def nearest(weight: Float32, levels: Levels) -> Rounded:
     """The nearest integers."""
-    values = by_rows(weight.shape[0], weight.shape[1], lambda rows: int4.quantise(weight[rows], scales[rows]))
-    return Rounded(values.astype(np.uint8, copy=False), scales)
+    values = np.empty(weight.shape, np.uint8)
+
+    def work(rows: slice) -> None:
+        values[rows] = int4.quantise(weight[rows], *levels.of_rows(rows))
+
+    by_rows(*weight.shape, work)
+    return Rounded(values, levels)
 
 
 def loss(weight: Float32, rounded: Float32, gram: Float32) -> float:
@@ -128,22 +82,24 @@ def plain_loss(weight: Float32, group_size: int, gram: Float32) -> float:
     scales = (np.abs(weight).reshape(n, k // group_size, group_size).max(axis=2) / 7).astype(np.float16)
     scales[scales == 0] = 1
     power = loss(weight, np.zeros_like(weight), gram)
-    return loss(weight, nearest(weight, scales).dequantised(), gram) / power if power else 0.0
+    return loss(weight, nearest(weight, Levels(scales)).dequantised(), gram) / power if power else 0.0
 
 
 class Rounder:
-    """How the rows of one matrix are rounded: searched scales, then the nearest integers or GPTQ's."""
+    """How the rows of one matrix are rounded: searched levels, then the nearest integers or GPTQ's."""
 
-    def __init__(self, group_size: int, gram: Float32 | None = None, spread_errors: bool = False) -> None:
+    def __init__(
+        self, group_size: int, gram: Float32 | None = None, spread_errors: bool = False, has_zeros: bool = False
+    ) -> None:
         """`gram` is H [K, K] of the matrix' inputs; `spread_errors` asks for GPTQ and needs it."""
-        self._group_size = group_size
+        self._group_size, self._has_zeros = group_size, has_zeros
         self._importance = None if gram is None else np.diag(gram).copy()
         self._spread = _Spread.of(gram, group_size) if spread_errors and gram is not None else None
 
     def __call__(self, weight: Float32) -> Rounded:
         """Round rows [N, K]."""
-        scales = scales_of(weight, self._group_size, self._importance)
-        return nearest(weight, scales) if self._spread is None else self._spread(weight, scales)
+        levels = levels_of(weight, self._group_size, self._importance, self._has_zeros)
+        return nearest(weight, levels) if self._spread is None else self._spread(weight, levels)
 
 
 @dataclass(frozen=True)
@@ -164,35 +120,36 @@ class _Spread:
         damped[np.diag_indices_from(damped)] *= 1 + np.float32(DAMPING)
         return cls(order, damped, _inverse_factor(damped), group_size)
 
-    def __call__(self, weight: Float32, scales: Float16) -> Rounded:
-        values, found = np.empty(weight.shape, np.uint8), np.empty_like(scales)
+    def __call__(self, weight: Float32, levels: Levels) -> Rounded:
+        values, scales = np.empty(weight.shape, np.uint8), np.empty_like(levels.scales)
 
         def work(start: int) -> None:
             rows = slice(start, start + ROWS)
-            values[rows], found[rows] = self._rows(weight[rows], scales[rows])
+            values[rows], scales[rows] = self._rows(weight[rows], levels.of_rows(rows))
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(work, range(0, len(weight), ROWS)))
-        return Rounded(values, found)
+        return Rounded(values, Levels(scales, levels.zeros))
 
-    def _rows(self, weight: Float32, scales: Float16) -> tuple[UInt8, Float16]:
+    def _rows(self, weight: Float32, levels: Levels) -> tuple[UInt8, Float16]:
         """Transposed and in order, so that a column of the matrix is a row in memory. The nearest integers stay in the
         rows in which GPTQ is no better."""
         groups = self.order[:: self.group_size] // self.group_size
-        columns, first = weight.T[self.order], scales.T[groups].astype(np.float32)
-        plain = np.clip(np.rint(columns / self._wide(first)), -8, 7)
-        values, best = _sweep(columns.copy(), first, self.factor), first.copy()
-        _descend(columns, values, best, self.gram)
+        columns, first = weight.T[self.order], levels.scales.T[groups].astype(np.float32)
+        lowest = levels.lowest.T[groups]
+        plain = _rounded(columns, self._wide(first), self._wide(lowest))
+        values, best = _sweep(columns.copy(), first, lowest, self.factor), first.copy()
+        _descend(columns, values, best, lowest, self.gram)
         quiet = np.diag(self.gram) == 0  # no loss tells how to round what the text never used
-        values[quiet] = np.clip(np.rint(columns[quiet] / self._wide(best)[quiet]), -8, 7)
+        values[quiet] = _rounded(columns[quiet], self._wide(best)[quiet], self._wide(lowest)[quiet])
         worse = self._losses(columns, values, best) > self._losses(columns, plain, first)
         restored, found = np.empty(values.shape, np.uint8), np.empty(first.shape, np.float16)
-        restored[self.order] = np.where(worse, plain, values) + int4.ZERO
+        restored[self.order] = np.where(worse, plain, values) - self._wide(lowest)
         found[groups] = np.where(worse, first, best)
         return restored.T, found.T
 
-    def _wide(self, scales: Float32) -> Float32:
-        return np.repeat(scales, self.group_size, axis=0)
+    def _wide(self, groups: Float32) -> Float32:
+        return np.repeat(groups, self.group_size, axis=0)
 
     def _losses(self, columns: Float32, values: Float32, scales: Float32) -> NDArray[np.float32]:
         difference = values * self._wide(scales) - columns
@@ -228,22 +185,27 @@ def _invert(upper: Float32) -> None:
     upper[:half, half:] = -(upper[:half, :half] @ upper[:half, half:]) @ upper[half:, half:]
 
 
-def _sweep(columns: Float32, scales: Float32, factor: Float32) -> Float32:
-    """GPTQ's integers -8..7 [K, n] of `columns` [K, n], which are used up, with `scales` [K/G, n]."""
+def _rounded(columns: Float32, scales: Float32, lowest: Float32) -> Float32:
+    """The nearest of the integers q - zero, which are 16 from `lowest` on."""
+    return np.clip(np.rint(columns / scales), lowest, lowest + 15)
+
+
+def _sweep(columns: Float32, scales: Float32, lowest: Float32, factor: Float32) -> Float32:
+    """GPTQ's integers q - zero [K, n] of `columns` [K, n], which are used up, with `scales` and `lowest` [K/G, n]."""
     group_size = len(columns) // len(scales)
     values = np.empty_like(columns)
     for start in range(0, len(columns), group_size):
-        end, scale = start + group_size, scales[start // group_size]
+        end, scale, least = start + group_size, scales[start // group_size], lowest[start // group_size]
         errors = np.empty((group_size, columns.shape[1]), np.float32)
         for j in range(start, end):
-            values[j] = np.clip(np.rint(columns[j] / scale), -8, 7)
+            values[j] = _rounded(columns[j], scale, least)
             errors[j - start] = (columns[j] - values[j] * scale) / factor[j, j]
             columns[j + 1 : end] -= factor[j, j + 1 : end, None] * errors[j - start]
         columns[end:] -= factor[start:end, end:].T @ errors
     return values
 
 
-def _descend(columns: Float32, values: Float32, scales: Float32, gram: Float32) -> None:
+def _descend(columns: Float32, values: Float32, scales: Float32, lowest: Float32, gram: Float32) -> None:
     """Coordinate descent on the loss of `columns` [K, n], in place: GPTQ chose early columns without a view to the
     integers of later ones, and all with scales that were made for the nearest integers."""
     group_size = len(columns) // len(scales)
@@ -252,15 +214,15 @@ def _descend(columns: Float32, values: Float32, scales: Float32, gram: Float32) 
         inside = slice(start, start + group_size)
         block, group = gram[inside, inside], start // group_size
         before = values[inside] * scales[group]
-        _descend_integers(values[inside], scales[group], block, slope[inside].copy())
+        _descend_integers(values[inside], scales[group], lowest[group], block, slope[inside].copy())
         scales[group] = _best_scale(values[inside], scales[group], before, block, slope[inside])
         slope += gram[:, inside] @ (values[inside] * scales[group] - before)
 
 
-def _descend_integers(values: Float32, scale: Float32, block: Float32, slope: Float32) -> None:
+def _descend_integers(values: Float32, scale: Float32, lowest: Float32, block: Float32, slope: Float32) -> None:
     """Each integer of a group in turn becomes the best one while all others stay."""
     for j in np.flatnonzero(np.diag(block) > 0):
-        best = np.clip(np.rint(values[j] - slope[j] / (block[j, j] * scale)), -8, 7)
+        best = np.clip(np.rint(values[j] - slope[j] / (block[j, j] * scale)), lowest, lowest + 15)
         slope[j + 1 :] += block[j, j + 1 :, None] * ((best - values[j]) * scale)
         values[j] = best
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orinkit_export.folds import Fold
-from orinkit_export.rounding import loss, nearest, search_scales
+from orinkit_export.levels import search as search_levels
+from orinkit_export.rounding import loss, nearest
 
 Float32 = NDArray[np.float32]
 Grouped = tuple[Float32, int]
@@ -78,8 +79,8 @@ def sample_rows(count: int) -> NDArray[np.intp]:
 def _loss(matrix: Float32, group_size: int, gram: Float32, a: Float32 | None) -> float:
     scaled = matrix if a is None else matrix * a
     n, k = matrix.shape
-    scales = search_scales(scaled.reshape(-1, group_size), None, SHRINK).reshape(n, k // group_size)
-    rounded = nearest(scaled, scales).dequantised()
+    levels = search_levels(scaled.reshape(-1, group_size), None, SHRINK).in_rows(n)
+    rounded = nearest(scaled, levels).dequantised()
     return loss(matrix, rounded if a is None else rounded / a, gram)
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from orinkit import int4
 from orinkit_export import rounding
-from orinkit_export.rounding import SHRINK, Rounder, loss, nearest, scales_of, search_scales
+from orinkit_export.levels import SHRINK, Levels, levels_of, search
+from orinkit_export.rounding import Rounder, loss, nearest
 from rounding_inputs import Float32, Float64, correlated, gauss, gram_of
 
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]] = {
@@ -26,6 +27,10 @@ def squared_error(groups: Float32, scales: NDArray[np.float16]) -> Float64:
     """Of every group, by the rule q = clip(round(w/s), -8, 7) in float64."""
     wide, s = groups.astype(np.float64), scales.astype(np.float64)[:, None]
     return np.asarray(((np.clip(np.rint(wide / s), -8, 7) * s - wide) ** 2).sum(axis=1))
+
+
+def search_scales(groups: Float32) -> NDArray[np.float16]:
+    return search(groups).scales
 
 
 def extreme(groups: Float32) -> Float64:
@@ -65,12 +70,12 @@ def test_the_best_of_all_candidates() -> None:
 @pytest.mark.parametrize("m", [-1.0, 1.0])
 def test_a_group_of_exact_levels_loses_nothing(m: float) -> None:
     """-8 s to 7 s in units of the extreme element's own scale: p = 1 maps that element to -8."""
-    levels = np.tile(np.arange(-8, 8), 2)[None].astype(np.float32) * np.float32(-m / 8)
-    scales = search_scales(levels)
+    exact = np.tile(np.arange(-8, 8), 2)[None].astype(np.float32) * np.float32(-m / 8)
+    scales = search_scales(exact)
     assert scales.tolist() == [-m / 8]
-    q = int4.quantise(levels, scales[:, None])
+    q = int4.quantise(exact, scales[:, None])
     assert q[0].tolist() == list(range(16)) * 2
-    assert levels[0, 0] == m
+    assert exact[0, 0] == m
 
 
 @pytest.mark.parametrize("factor", [1e-7, 3e-6, 1e-4, 1.0, 2e5 / 8])
@@ -125,7 +130,7 @@ def test_the_loss_is_the_mean_squared_output_error() -> None:
 def test_importance_moves_the_error_to_columns_that_matter_less() -> None:
     weight, importance = gauss(300, 64), np.ones(64, np.float32)
     importance[::4] = 100
-    plain, weighted = (nearest(weight, scales_of(weight, 64, how)).dequantised() - weight for how in (None, importance))
+    plain, weighted = (nearest(weight, levels_of(weight, 64, how)).dequantised() - weight for how in (None, importance))
     assert np.sum(weighted[:, ::4] ** 2) < np.sum(plain[:, ::4] ** 2)
 
 
@@ -134,7 +139,7 @@ def test_plain_loss() -> None:
     x, weight = correlated(400, 64), gauss(20, 64, seed=1)
     scales = (np.abs(weight).reshape(20, 2, 32).max(axis=2) / 7).astype(np.float16)
     wide = x.astype(np.float64)
-    lost = wide @ (nearest(weight, scales).dequantised() - weight).T
+    lost = wide @ (nearest(weight, Levels(scales)).dequantised() - weight).T
     expected = (lost**2).sum() / ((wide @ weight.T) ** 2).sum()
     assert rounding.plain_loss(weight, 32, gram_of(x)) == pytest.approx(expected, rel=1e-3)
     assert rounding.plain_loss(np.zeros((4, 64), np.float32), 32, gram_of(x)) == 0

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from orinkit_export import rounding
-from orinkit_export.rounding import Rounder, loss, nearest, scales_of
+from orinkit_export.levels import Levels, levels_of
+from orinkit_export.rounding import Rounder, loss, nearest
 from rounding_inputs import Float32, Float64, correlated, gauss, gram_of
 
 
@@ -21,8 +22,8 @@ def damped(gram: Float32) -> Float32:
     return gram + rounding.DAMPING * np.diag(np.diag(gram))
 
 
-def searched(weight: Float32, gram: Float32, group_size: int) -> NDArray[np.float16]:
-    return scales_of(weight, group_size, np.diag(gram).copy())
+def searched(weight: Float32, gram: Float32, group_size: int) -> Levels:
+    return levels_of(weight, group_size, np.diag(gram).copy())
 
 
 @pytest.fixture
@@ -35,17 +36,17 @@ def no_descent(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 def test_gptq_loses_less_than_the_nearest_integers(group_size: int) -> None:
     gram, weight = gram_of(correlated(1000, 256)), gauss(96, 256, seed=2)
-    scales = searched(weight, gram, group_size)
+    levels = searched(weight, gram, group_size)
     found = Rounder(group_size, gram, spread_errors=True)(weight)
-    assert np.array_equal(found.scales, scales)
-    assert loss(weight, found.dequantised(), gram) < 0.8 * loss(weight, nearest(weight, scales).dequantised(), gram)
+    assert np.array_equal(found.scales, levels.scales)
+    assert loss(weight, found.dequantised(), gram) < 0.8 * loss(weight, nearest(weight, levels).dequantised(), gram)
 
 
 @pytest.mark.usefixtures("no_descent")
 def test_gptq_against_its_plain_formula() -> None:
     """Column by column in float64, inverting what remains of the Hessian at every step (Frantar et al., eq. 2, 3)."""
     gram, weight, group_size = gram_of(correlated(500, 192)), gauss(8, 192, seed=3), 32
-    scales = searched(weight, gram, group_size)
+    scales = searched(weight, gram, group_size).scales
     order = rounding._order(np.diag(gram), group_size)
     wide, w = damped(gram).astype(np.float64), weight.astype(np.float64).copy()
     expected = np.empty(weight.shape, np.int64)
@@ -119,7 +120,7 @@ def test_what_is_learnt_from_one_text_serves_another() -> None:
     weight = gauss(96, 256, seed=7)
     found = Rounder(64, gram_of(seen), spread_errors=True)(weight).dequantised()
     plain = (np.abs(weight).reshape(96, 4, 64).max(axis=2) / 7).astype(np.float16)
-    lost = loss(weight, found, gram_of(unseen)), loss(weight, nearest(weight, plain).dequantised(), gram_of(unseen))
+    lost = loss(weight, found, gram_of(unseen)), loss(weight, nearest(weight, Levels(plain)).dequantised(), gram_of(unseen))
     assert lost[0] < 0.5 * lost[1]
 
 
@@ -178,8 +179,8 @@ def test_channels_without_input_keep_their_weights() -> None:
     gram, weight = gram_of(x), gauss(16, 64, seed=5)
     found = Rounder(32, gram, spread_errors=True)(weight)
     quiet = [5, *range(32, 64)]
-    assert np.array_equal(found.values[:, quiet], nearest(weight, found.scales).values[:, quiet])
-    assert np.array_equal(found.scales[:, 1], searched(weight, gram, 32)[:, 1])
+    assert np.array_equal(found.values[:, quiet], nearest(weight, found.levels).values[:, quiet])
+    assert np.array_equal(found.scales[:, 1], searched(weight, gram, 32).scales[:, 1])
     plain = nearest(weight, searched(weight, gram, 32))
     assert loss(weight, found.dequantised(), gram) < loss(weight, plain.dequantised(), gram)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orinkit import int4
 from orinkit_export import smoothing
 from orinkit_export.folds import Fold
-from orinkit_export.rounding import search_scales
+from orinkit_export.levels import search as search_levels
 from orinkit_export.smoothing import LEAST_GAIN, MAX_ROWS, SHRINK, Smoothing, search
 
 Float32 = NDArray[np.float32]
@@ -42,7 +42,7 @@ def forward_loss(x: Float32, matrix: Float32, a: Float32) -> float:
     """Mean squared error of the outputs of the rounded matrix, computed by running it, in float64."""
     scaled = matrix * a
     groups = scaled.reshape(-1, GROUP)
-    scales = search_scales(groups, None, SHRINK).reshape(len(matrix), -1)
+    scales = search_levels(groups, None, SHRINK).scales.reshape(len(matrix), -1)
     stored = int4.dequantise(int4.pack(int4.quantise(scaled, scales)), scales).astype(np.float64)
     wide = x.astype(np.float64)
     difference = (wide / a) @ stored.T - wide @ matrix.T.astype(np.float64)

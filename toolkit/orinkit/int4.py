@@ -65,12 +65,18 @@ def num_groups(k: int, group_size: int) -> int:
     return k // group_size
 
 
-def quantise(weight: NDArray[np.float32], scales: NDArray[np.float16]) -> NDArray[np.uint8]:
-    """Nearest integers 0..15 of `weight` [N, K] for `scales` [N, K/G] and zero point 8; ties go to the even integer."""
+def quantise(
+    weight: NDArray[np.float32], scales: NDArray[np.float16], zeros: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Nearest integers 0..15 of `weight` [N, K] for `scales` and `zeros` [N, K/G]; ties go to the even q - zero.
+
+    `zeros` are 0..15, not packed; None = 8 everywhere.
+    """
     n, k = weight.shape
     grouped = weight.reshape(n, scales.shape[1], -1)
     scaled = grouped / scales.astype(np.float32)[:, :, None]
-    return np.asarray(np.clip(np.rint(scaled) + ZERO, 0, 15), np.uint8).reshape(n, k)
+    offset = np.float32(ZERO) if zeros is None else zeros.astype(np.float32)[:, :, None]
+    return np.asarray(np.clip(np.rint(scaled) + offset, 0, 15), np.uint8).reshape(n, k)
 
 
 def pack(nibbles: NDArray[np.uint8]) -> NDArray[np.int8]:
