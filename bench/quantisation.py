@@ -93,12 +93,13 @@ def ours(plan: Plan) -> Arrays:
         def wide(name: str) -> Float32:
             stem = name.removesuffix(".weight")
             if f"{stem}.scales" in entries:
-                return int4.dequantise(tensor(name), tensor(f"{stem}.scales"))
+                zeros = tensor(f"{stem}.zeros") if f"{stem}.zeros" in entries else None
+                return int4.dequantise(tensor(name), tensor(f"{stem}.scales"), zeros)
             if f"{stem}.scale" in entries:
                 return np.asarray(tensor(name) * tensor(f"{stem}.scale").astype(np.float32)[:, None], np.float32)
             return np.array(tensor(name), np.float32)
 
-        return {name: wide(name) for name in entries if not name.endswith((".scales", ".scale"))}
+        return {name: wide(name) for name in entries if not name.endswith((".scales", ".scale", ".zeros"))}
 
 
 def published(plan: Plan) -> Arrays:
@@ -143,7 +144,8 @@ def ways(plan: Plan, formats: bool) -> Iterator[tuple[str, float, Callable[[], A
     """Names, bits per weight of the quantised matrices, and what makes the weights."""
     chosen: dict[str, dict[str, Any]] = {name: {"method": name} for name in ("rtn", "awq", "gptq", "awq+gptq")}
     if formats:
-        chosen = {"awq+gptq": {}} | {f"groups of {size}": {"group_size": size} for size in (64, 32)}
+        chosen = {"awq+gptq": {}, "zero points": {"zeros": True}}
+        chosen |= {f"groups of {size}": {"group_size": size} for size in (64, 32)}
         chosen |= {f"head {name}": {"head": name} for name in ("int8", "float16")}
         chosen |= {f"gated_delta {name}": {"gated_delta": name} for name in ("int8", "float16")}
     else:

@@ -22,6 +22,7 @@ import outliers
 import published_awq
 import quantisation
 
+from orinkit.memory.formats import Format
 from orinkit_export import prepare, smoothing
 from orinkit_export.calibrate import LayerRunner
 from orinkit_export.folds import folds
@@ -51,11 +52,12 @@ def measure(checkpoint: Path, index: int, sequences: int, tokens: int, passes: i
     forward = published_awq.LayerSearch(runner, spec, index, shared, hidden)
     found = list(folds(spec.layers[index], spec.hidden))
 
+    stored = Format("int4", plan.recipe.quantise.group_size)
+
     def by_gram() -> None:
         for fold in found:
             seen = statistics[fold.point]
-            size = plan.recipe.quantise.group_size
-            matrices = [(arrays[name], size) for name in fold.consumers if name in prepare.POINTS]
+            matrices = [(arrays[name], stored) for name in fold.consumers if name in prepare.POINTS]
             smoothing.search(fold, matrices, seen.mean_abs, seen.gram)
 
     turns = [(timed(by_gram), timed(lambda: forward.outputs(arrays))) for _ in range(passes)]

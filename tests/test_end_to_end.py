@@ -130,7 +130,7 @@ def test_a_bundle_is_signed_after_it_was_built(demo_bundle: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     "quantise",
-    MATRIX,
+    [*MATRIX, {"method": "rtn", "zeros": True, "formats": MIXED}],
     ids=lambda settings: "mixed" if "formats" in settings else "-".join(map(str, list(settings.values())[1:])),
 )
 def test_every_format_is_exported_and_verified(quantise: dict[str, object], tmp_path: Path) -> None:

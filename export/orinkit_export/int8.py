@@ -24,6 +24,11 @@ class Rounded:
     packed: NDArray[np.int8]
     scales: Float16
 
+    @property
+    def beside(self) -> tuple[NDArray[np.generic], ...]:
+        """What is stored beside the integers."""
+        return (self.scales,)
+
     def dequantised(self) -> Float32:
         return np.asarray(self.packed * self.scales.astype(np.float32)[:, None], np.float32)
 

@@ -2,10 +2,9 @@
 """The 16 levels of every group of an INT4 matrix, (q - zero) * scale, searched for the least squared error.
 
 Without zero points scales are signed full range: the element m of largest magnitude of a group maps to -8, so
-s = m * p / (-8). With them the levels reach from the least to the largest element, 0 among them: s = (max - min) * p / 15,
-and the zero point is the integer that centres them. The shrink factor p is the one of least error, weighted by diag(H)
-where the Gram matrix H = X^T X / tokens of the inputs is known. A scale is rounded to float16 before anything else is
-chosen.
+s = m * p / (-8). With them the levels span the group and 0: s = (max - min) * p / 15, and the zero point is the integer
+that centres them. The shrink factor p is the one of least error, weighted by diag(H) where the Gram matrix
+H = X^T X / tokens of the inputs is known. A scale is rounded to float16 before anything else is chosen.
 """
 
 from __future__ import annotations
@@ -64,18 +63,18 @@ def levels_of(weight: Float32, group_size: int, importance: Float32 | None = Non
     """Searched levels of `weight` [N, K]; `importance` [K] weighs the squared errors of the columns."""
     n, k = weight.shape
     groups = int4.num_groups(k, group_size)
-    scales, zeros = np.empty((n, groups), np.float16), np.empty((n, groups), np.uint8) if has_zeros else None
+    scales, zeros = np.empty((n, groups), np.float16), np.empty((n, groups), np.uint8)
 
     def work(rows: slice) -> None:
         piece = weight[rows]
         tiled = None if importance is None else np.tile(importance.reshape(groups, group_size), (len(piece), 1))
         found = search(piece.reshape(-1, group_size), tiled, has_zeros=has_zeros).in_rows(len(piece))
         scales[rows] = found.scales
-        if zeros is not None:
+        if found.zeros is not None:
             zeros[rows] = found.zeros
 
     by_rows(n, k, work)
-    return Levels(scales, zeros)
+    return Levels(scales, zeros if has_zeros else None)
 
 
 def search(
@@ -84,7 +83,7 @@ def search(
     shrink: Sequence[float] | NDArray[np.float64] = SHRINK,
     has_zeros: bool = False,
 ) -> Levels:
-    """The levels of every row of `groups` [M, G] with the least weighted squared error; the scale of a zero row is 1."""
+    """The levels of every row of `groups` [M, G] with the least weighted squared error; a row of zeros has scale 1."""
     best = np.full(len(groups), np.inf, np.float32)
     scales, zeros = np.ones(len(groups), np.float16), np.full(len(groups), int4.ZERO, np.uint8)
     error = np.empty_like(groups)
@@ -109,7 +108,9 @@ def _signed(groups: Float32, shrink: Sequence[float] | NDArray[np.float64]) -> I
 
 
 def _centred(groups: Float32, shrink: Sequence[float] | NDArray[np.float64]) -> Iterator[Levels]:
-    least, most = (np.asarray(edge, np.float64) for edge in (groups.min(axis=1, initial=0), groups.max(axis=1, initial=0)))
+    least, most = (
+        np.asarray(edge, np.float64) for edge in (groups.min(axis=1, initial=0), groups.max(axis=1, initial=0))
+    )
     for factor in shrink:
         with np.errstate(over="ignore"):
             scales = ((most - least) * factor / 15).astype(np.float16)

@@ -135,7 +135,7 @@ class _Calibrated:
             return
         consumers = {weight.name: weight for weight in self._stored if weight.name.startswith(prefix)}
         formats = {name: self._format(consumers[prefix + name]) for name in fold.consumers}
-        quantised = [(arrays[name], chosen.group_size) for name, chosen in formats.items() if chosen.kind == "int4"]
+        quantised = [(arrays[name], chosen) for name, chosen in formats.items() if chosen.kind == "int4"]
         if not quantised:
             return
         found = smoothing.search(fold, quantised, statistics.mean_abs, statistics.gram)

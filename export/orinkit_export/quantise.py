@@ -30,7 +30,7 @@ _LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MA
 
 
 def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> float | None:
-    """Write `weight` in its format: `X.weight` with `X.scales` (int4) or `X.scale` (int8), or as it is.
+    """Write `weight` in its format: `X.weight` with what belongs beside it (Format.suffixes), or as it is.
 
     `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors; then the result is the
     relative squared error of the outputs.
@@ -50,7 +50,7 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
         writer.write(weight.name, (block.astype(kind) for block in _checked_blocks(weight, kind)))
         return None
     rounder = _rounder(chosen, recipe, gram)
-    scales: list[Float16] = []
+    beside: list[tuple[NDArray[np.generic], ...]] = []
     lost = power = 0.0
 
     def packed() -> Iterator[NDArray[np.int8]]:
@@ -60,11 +60,12 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
             if gram is not None:
                 lost += loss(block, rounded.dequantised(), gram)
                 power += loss(block, np.zeros_like(block), gram)
-            scales.append(rounded.scales)
+            beside.append(rounded.beside)
             yield rounded.packed
 
     writer.write(weight.name, packed())
-    writer.write(f"{stem}.{'scales' if kind == 'int4' else 'scale'}", scales)
+    for suffix, blocks in zip(chosen.suffixes, zip(*beside, strict=True), strict=True):
+        writer.write(f"{stem}.{suffix}", blocks)
     return lost / power if power else None
 
 
@@ -74,7 +75,7 @@ def _rounder(
     """What rounds blocks of rows."""
     if chosen.kind == "int8":
         return int8.nearest
-    return rounding.Rounder(chosen.group_size, gram, "gptq" in recipe.quantise.method)
+    return rounding.Rounder(chosen.group_size, gram, "gptq" in recipe.quantise.method, chosen.has_zeros)
 
 
 def chosen_format(weight: Weight, recipe: Recipe) -> Format:
@@ -106,9 +107,7 @@ def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:
     stem = weight.name.removesuffix(".weight")
     if weight.integers:
         return tuple(f"{stem}.{suffix}" for suffix in weight.integers.layout)
-    kind = chosen_format(weight, recipe).kind
-    extra = {"int4": (f"{stem}.scales",), "int8": (f"{stem}.scale",)}.get(kind, ())
-    return (weight.name, *extra)
+    return (weight.name, *(f"{stem}.{suffix}" for suffix in chosen_format(weight, recipe).suffixes))
 
 
 def _checked_blocks(weight: Weight, kind: Kind) -> Iterator[Float32]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The integers of one INT4 matrix.
 
-They are the nearest ones to its levels (levels.py), or GPTQ's (Frantar et al. 2022): column by column, the error of each
-is spread over the columns to come. Behind GPTQ, coordinate descent lowers the loss further: integer by integer and scale
-by scale, each the best while all others stay.
+They are those of the nearest levels (levels.py), or GPTQ's (Frantar et al. 2022): column by column, the error of each
+is spread over the columns to come. Behind GPTQ, coordinate descent lowers the loss further: integer by integer and
+scale by scale, each the best while all others stay.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ class Rounded:
         """Packed; None = 8 everywhere."""
         return None if self.levels.zeros is None else int4.pack(self.levels.zeros)
 
+    @property
+    def beside(self) -> tuple[NDArray[np.generic], ...]:
+        """What is stored beside the integers."""
+        return (self.scales,) if self.zeros is None else (self.scales, self.zeros)
+
     def dequantised(self) -> Float32:
         return int4.dequantise(self.packed, self.scales, self.zeros)
 
@@ -66,7 +71,7 @@ def nearest(weight: Float32, levels: Levels) -> Rounded:
     def work(rows: slice) -> None:
         values[rows] = int4.quantise(weight[rows], *levels.of_rows(rows))
 
-    by_rows(*weight.shape, work)
+    by_rows(weight.shape[0], weight.shape[1], work)
     return Rounded(values, levels)
 
 
@@ -187,7 +192,7 @@ def _invert(upper: Float32) -> None:
 
 def _rounded(columns: Float32, scales: Float32, lowest: Float32) -> Float32:
     """The nearest of the integers q - zero, which are 16 from `lowest` on."""
-    return np.clip(np.rint(columns / scales), lowest, lowest + 15)
+    return np.asarray(np.clip(np.rint(columns / scales), lowest, lowest + 15), np.float32)
 
 
 def _sweep(columns: Float32, scales: Float32, lowest: Float32, factor: Float32) -> Float32:

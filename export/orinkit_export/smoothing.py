@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from orinkit.memory.formats import Format
 from orinkit_export.folds import Fold
 from orinkit_export.levels import search as search_levels
 from orinkit_export.rounding import loss, nearest
 
 Float32 = NDArray[np.float32]
-Grouped = tuple[Float32, int]
-"""A matrix [N, K] and the size of its groups."""
+Stored = tuple[Float32, Format]
+"""A matrix [N, K] and how it will be stored."""
 
 ALPHAS = np.arange(1, 21) / 20
 """Exponents of the plain candidates mean|x|^alpha; those of the two-sided ones are every second."""
@@ -54,14 +55,14 @@ class Smoothing:
         return float(self.a.max() / self.a.min())
 
 
-def search(fold: Fold, matrices: Sequence[Grouped], mean_abs: Float32, gram: Float32) -> Smoothing:
+def search(fold: Fold, matrices: Sequence[Stored], mean_abs: Float32, gram: Float32) -> Smoothing:
     """The best vector for the quantised `matrices` that read the fold's channels; mean_abs [K], gram [K, K]."""
-    sampled = [(matrix[sample_rows(len(matrix))], group_size) for matrix, group_size in matrices]
+    sampled = [(matrix[sample_rows(len(matrix))], chosen) for matrix, chosen in matrices]
     best = Smoothing(np.ones(fold.width, np.float32), "identity", 0.0, 1.0)
-    base = least = sum(_loss(matrix, group_size, gram, None) for matrix, group_size in sampled)
+    base = least = sum(_loss(matrix, chosen, gram, None) for matrix, chosen in sampled)
     for kind, alpha, candidate in _candidates(fold, sampled, mean_abs):
         a = _normalised(candidate)
-        found = sum(_loss(matrix, group_size, gram, a[fold.share]) for matrix, group_size in sampled)
+        found = sum(_loss(matrix, chosen, gram, a[fold.share]) for matrix, chosen in sampled)
         if found < least:
             least = found
             best = Smoothing(a, kind, alpha, found / base)
@@ -76,15 +77,15 @@ def sample_rows(count: int) -> NDArray[np.intp]:
     return np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
 
 
-def _loss(matrix: Float32, group_size: int, gram: Float32, a: Float32 | None) -> float:
+def _loss(matrix: Float32, chosen: Format, gram: Float32, a: Float32 | None) -> float:
     scaled = matrix if a is None else matrix * a
-    n, k = matrix.shape
-    levels = search_levels(scaled.reshape(-1, group_size), None, SHRINK).in_rows(n)
+    groups = scaled.reshape(-1, chosen.group_size)
+    levels = search_levels(groups, None, SHRINK, chosen.has_zeros).in_rows(len(matrix))
     rounded = nearest(scaled, levels).dequantised()
     return loss(matrix, rounded if a is None else rounded / a, gram)
 
 
-def _candidates(fold: Fold, matrices: Sequence[Grouped], mean_abs: Float32) -> Iterator[tuple[str, float, Float32]]:
+def _candidates(fold: Fold, matrices: Sequence[Stored], mean_abs: Float32) -> Iterator[tuple[str, float, Float32]]:
     x = fold.gather(mean_abs)
     w = fold.gather(_relative_magnitude(matrices))
     for alpha in ALPHAS:
@@ -93,11 +94,11 @@ def _candidates(fold: Fold, matrices: Sequence[Grouped], mean_abs: Float32) -> I
         yield "duo", float(alpha), x**alpha / (w ** (1 - alpha) + 1e-4)
 
 
-def _relative_magnitude(matrices: Sequence[Grouped]) -> Float32:
+def _relative_magnitude(matrices: Sequence[Stored]) -> Float32:
     """Mean over rows of |w| / (absmax of its group) [K]."""
     total, rows = np.zeros(matrices[0][0].shape[1], np.float64), 0
-    for matrix, group_size in matrices:
-        grouped = np.abs(matrix).reshape(len(matrix), -1, group_size)
+    for matrix, chosen in matrices:
+        grouped = np.abs(matrix).reshape(len(matrix), -1, chosen.group_size)
         relative = grouped / (grouped.max(axis=2, keepdims=True) + 1e-6)
         total += relative.reshape(len(matrix), -1).sum(axis=0)
         rows += len(matrix)

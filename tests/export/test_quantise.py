@@ -94,6 +94,16 @@ def test_store(kind: str, rows: int, tmp_path: Path) -> None:
             assert np.array_equal(found[name], array)
 
 
+def test_zero_points_are_stored_beside_the_scales(tmp_path: Path) -> None:
+    given, how = gauss(10, 96) + np.float32(0.5), recipe(group_size=32, method="rtn", zeros=True)
+    found = stored(tmp_path, weight(given, "projection", rows=3), how)
+    assert tuple(found) == quantise.names_of(weight(given), how) == ("m.weight", "m.scales", "m.zeros")
+    assert sum(array.nbytes for array in found.values()) == quantise.stored_bytes(weight(given), how)
+    rounded = Rounder(32, has_zeros=True)(given)
+    for array, expected in zip(found.values(), (rounded.packed, *rounded.beside), strict=True):
+        assert np.array_equal(array, expected)
+
+
 def test_formats_by_role() -> None:
     how = recipe(head="int8", embedding="float16", gated_delta="int4")
     assert [format_of(how, "m", role).kind for role in ROLES] == [

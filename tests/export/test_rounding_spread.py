@@ -22,8 +22,8 @@ def damped(gram: Float32) -> Float32:
     return gram + rounding.DAMPING * np.diag(np.diag(gram))
 
 
-def searched(weight: Float32, gram: Float32, group_size: int) -> Levels:
-    return levels_of(weight, group_size, np.diag(gram).copy())
+def searched(weight: Float32, gram: Float32, group_size: int, has_zeros: bool = False) -> Levels:
+    return levels_of(weight, group_size, np.diag(gram).copy(), has_zeros)
 
 
 @pytest.fixture
@@ -43,10 +43,11 @@ def test_gptq_loses_less_than_the_nearest_integers(group_size: int) -> None:
 
 
 @pytest.mark.usefixtures("no_descent")
-def test_gptq_against_its_plain_formula() -> None:
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_gptq_against_its_plain_formula(has_zeros: bool) -> None:
     """Column by column in float64, inverting what remains of the Hessian at every step (Frantar et al., eq. 2, 3)."""
     gram, weight, group_size = gram_of(correlated(500, 192)), gauss(8, 192, seed=3), 32
-    scales = searched(weight, gram, group_size).scales
+    scales, zeros = searched(weight, gram, group_size, has_zeros)
     order = rounding._order(np.diag(gram), group_size)
     wide, w = damped(gram).astype(np.float64), weight.astype(np.float64).copy()
     expected = np.empty(weight.shape, np.int64)
@@ -55,11 +56,12 @@ def test_gptq_against_its_plain_formula() -> None:
         inverse = np.linalg.inv(wide[np.ix_(remaining, remaining)])
         j = remaining[0]
         s = scales[:, j // group_size].astype(np.float64)
-        expected[:, j] = np.clip(np.rint(w[:, j] / s), -8, 7) + 8
-        error = (w[:, j] - (expected[:, j] - 8) * s) / inverse[0, 0]
+        zero = np.int64(8) if zeros is None else zeros[:, j // group_size].astype(np.int64)
+        expected[:, j] = np.clip(np.rint(w[:, j] / s) + zero, 0, 15)
+        error = (w[:, j] - (expected[:, j] - zero) * s) / inverse[0, 0]
         w[:, remaining] -= error[:, None] * inverse[0]
         remaining.pop(0)
-    found = Rounder(group_size, gram, spread_errors=True)(weight).values
+    found = Rounder(group_size, gram, spread_errors=True, has_zeros=has_zeros)(weight).values
     assert np.mean(found == expected) > 0.99  # float32 may round a tie the other way
 
 
@@ -120,7 +122,10 @@ def test_what_is_learnt_from_one_text_serves_another() -> None:
     weight = gauss(96, 256, seed=7)
     found = Rounder(64, gram_of(seen), spread_errors=True)(weight).dequantised()
     plain = (np.abs(weight).reshape(96, 4, 64).max(axis=2) / 7).astype(np.float16)
-    lost = loss(weight, found, gram_of(unseen)), loss(weight, nearest(weight, Levels(plain)).dequantised(), gram_of(unseen))
+    lost = (
+        loss(weight, found, gram_of(unseen)),
+        loss(weight, nearest(weight, Levels(plain)).dequantised(), gram_of(unseen)),
+    )
     assert lost[0] < 0.5 * lost[1]
 
 
@@ -149,6 +154,20 @@ def test_the_factor_is_that_of_the_inverse() -> None:
     factor = rounding._inverse_factor(gram).astype(np.float64)
     assert np.array_equal(factor, np.triu(factor))
     assert np.abs(factor.T @ factor @ gram - np.eye(200)).max() < 1e-3
+
+
+@pytest.mark.parametrize("sweeps", [0, 3])
+def test_weights_of_one_sign_gain_by_zero_points(sweeps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With GPTQ alone and with the descent behind it; zero points stay what the search made them."""
+    monkeypatch.setattr(rounding, "DESCENTS", sweeps)
+    gram, weight = gram_of(correlated(600, 128)), np.abs(gauss(40, 128, seed=3))
+    zeroed, plain = (Rounder(64, gram, spread_errors=True, has_zeros=has_zeros)(weight) for has_zeros in (True, False))
+    assert loss(weight, zeroed.dequantised(), gram) < 0.5 * loss(weight, plain.dequantised(), gram)
+    first = searched(weight, gram, 64, has_zeros=True)
+    assert loss(weight, zeroed.dequantised(), gram) < 0.8 * loss(weight, nearest(weight, first).dequantised(), gram)
+    assert zeroed.levels.zeros is not None
+    assert first.zeros is not None
+    assert np.array_equal(zeroed.levels.zeros, first.zeros)
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 64])

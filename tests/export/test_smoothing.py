@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from orinkit import int4
+from orinkit.memory.formats import Format
 from orinkit_export import smoothing
 from orinkit_export.folds import Fold
 from orinkit_export.levels import search as search_levels
@@ -16,6 +17,7 @@ from orinkit_export.smoothing import LEAST_GAIN, MAX_ROWS, SHRINK, Smoothing, se
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 K, GROUP = 128, 32
+STORED = Format("int4", GROUP)
 
 
 def gauss(*shape: int, seed: int = 0) -> Float32:
@@ -35,7 +37,7 @@ def fold(share: NDArray[np.intp] | None = None) -> Fold:
 
 def found(x: Float32, *matrices: Float32, share: NDArray[np.intp] | None = None) -> Smoothing:
     gram = (x.T @ x / len(x)).astype(np.float32)
-    return search(fold(share), [(matrix, GROUP) for matrix in matrices], np.abs(x).mean(axis=0), gram)
+    return search(fold(share), [(matrix, STORED) for matrix in matrices], np.abs(x).mean(axis=0), gram)
 
 
 def forward_loss(x: Float32, matrix: Float32, a: Float32) -> float:
@@ -68,9 +70,17 @@ def test_the_gram_loss_is_the_forward_loss(seed: int) -> None:
     x, matrix = inputs(seed=seed), gauss(48, K, seed=seed)
     gram = (x.T.astype(np.float64) @ x / len(x)).astype(np.float32)
     a = np.exp(gauss(K, seed=seed + 10))
-    assert smoothing._loss(matrix, GROUP, gram, a) == pytest.approx(forward_loss(x, matrix, a), rel=1e-3)
+    assert smoothing._loss(matrix, STORED, gram, a) == pytest.approx(forward_loss(x, matrix, a), rel=1e-3)
     ones = np.ones(K, np.float32)
-    assert smoothing._loss(matrix, GROUP, gram, None) == pytest.approx(forward_loss(x, matrix, ones), rel=1e-3)
+    assert smoothing._loss(matrix, STORED, gram, None) == pytest.approx(forward_loss(x, matrix, ones), rel=1e-3)
+
+
+def test_the_loss_is_that_of_the_levels_that_will_be_stored() -> None:
+    """Weights of one sign have twice as fine a step with zero points."""
+    x, matrix = inputs(), np.abs(gauss(48, K))
+    gram = (x.T @ x / len(x)).astype(np.float32)
+    losses = [smoothing._loss(matrix, Format("int4", GROUP, zeros), gram, None) for zeros in (True, False)]
+    assert losses[0] < 0.5 * losses[1]
 
 
 def test_the_ratio_is_that_of_the_forward_losses() -> None:

@@ -50,6 +50,9 @@ class Quantise:
     verification; `import` keeps the integers of a checkpoint that is quantised already."""
     group_size: Literal[32, 64, 128] = 128
     """Weights along the inner dimension that share one scale: fewer are more exact, larger and slower."""
+    zeros: bool = False
+    """Zero points beside the scales of INT4 groups: closer for 4 bits more per group. Not where an embedding shares the
+    matrix."""
     head: Literal["int4", "int8", "float16"] = "int4"
     """The matrix that makes the logits; it is read whole for every token."""
     embedding: Literal["int4", "int8", "float16"] = "float16"
@@ -60,6 +63,8 @@ class Quantise:
     """Single matrices by their names in the graph, such as `layers.3.down`, that are stored otherwise."""
 
     def validate(self) -> None:
+        if self.zeros and self.method == "none":
+            raise ConfigError("zeros: expected false with method none, which rounds nothing")
         if self.formats and self.method in ("none", "import"):
             raise ConfigError(f"formats: expected none with method {self.method}, which rounds no matrix of a layer")
 

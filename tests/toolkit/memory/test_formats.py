@@ -22,6 +22,16 @@ def test_bytes_of_a_weight_and_its_scales(text: str, shape: tuple[int, ...], siz
     assert (chosen.parts(shape), str(chosen)) == (sizes, text)
 
 
+def test_zero_points_are_half_a_byte_for_each_group_of_a_product() -> None:
+    how = recipe(zeros=True, head="int4", embedding="int4", gated_delta="int8", group_size=128)
+    found = [format_of(how, "m", role).has_zeros for role in ("head", "projection", "gated_delta", "embedding", "wide")]
+    assert found == [True, True, False, False, False]
+    chosen = format_of(how, "m", "projection")
+    assert chosen.parts((10, 384)) == (10 * 192, 10 * 3 * 2, 10 * 2)
+    assert chosen.suffixes == ("scales", "zeros")
+    assert shares_head(how, tied=True)
+
+
 @pytest.mark.parametrize(
     ("head", "embedding", "tied", "expected"),
     [("int4", "int4", True, True), ("int4", "float16", True, False), ("int4", "int4", False, False)],

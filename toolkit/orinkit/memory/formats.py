@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from orinkit.recipe import Recipe
@@ -18,6 +18,9 @@ Kind = Literal["int4", "int8", "float16", "float32"]
 NAMED: frozenset[Role] = frozenset({"embedding", "head", "projection", "gated_delta"})
 """Roles of the weights whose format a recipe may state by name."""
 
+_PRODUCTS: frozenset[Role] = frozenset({"head", "projection", "gated_delta"})
+"""Roles of the weights that may have zero points; the table of an embedding has none."""
+
 _WIDTHS = {"float16": 2, "float32": 4}
 _KINDS: tuple[Kind, ...] = ("int4", "int8", "float16", "float32")
 
@@ -29,6 +32,8 @@ class Format:
     kind: Kind
     group_size: int = 0
     """Weights of a row that share a scale; int4 only."""
+    has_zeros: bool = False
+    """Whether groups have zero points beside their scales; int4 only."""
 
     @classmethod
     def of(cls, text: str) -> Format:
@@ -37,24 +42,36 @@ class Format:
         return cls(next(kind for kind in _KINDS if kind == name), int(group or 0))
 
     def __str__(self) -> str:
+        """Zero points are not in it: a recipe asks for them everywhere or nowhere."""
         return f"{self.kind}-g{self.group_size}" if self.group_size else self.kind
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What the tensors beside a weight are called."""
+        if self.kind == "int4":
+            return ("scales", "zeros") if self.has_zeros else ("scales",)
+        return ("scale",) if self.kind == "int8" else ()
+
     def parts(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Bytes of a weight [N, K] or [N] and of its scales if any: a float16 for each group (int4) or row (int8)."""
+        """Bytes of a weight [N, K] or [N] and of what is beside it: a float16 for each group (int4) or row (int8), and
+        half a byte for the zero point of each group."""
         size = math.prod(shape)
         if self.kind == "int4":
-            return size // 2, 2 * (size // self.group_size)
+            groups = shape[1] // self.group_size
+            return (size // 2, 2 * shape[0] * groups, *([shape[0] * ((groups + 1) // 2)] if self.has_zeros else ()))
         return (size, 2 * shape[0]) if self.kind == "int8" else (size * _WIDTHS[self.kind],)
 
 
 def format_of(recipe: Recipe, name: str, role: Role) -> Format:
     """How the recipe stores the weight `name`: as it says for that one, else as for all of its role."""
     stated = recipe.quantise.formats.get(name.removesuffix(".weight"))
-    kind = _kind_of(recipe, role)
     if stated and role in NAMED and recipe.quantise.method != "none":
         found = Format.of(stated)
-        return Format(recipe.activations) if found.kind == "float16" else found
-    return Format(kind, recipe.quantise.group_size if kind == "int4" else 0)
+        found = Format(recipe.activations) if found.kind == "float16" else found
+    else:
+        kind = _kind_of(recipe, role)
+        found = Format(kind, recipe.quantise.group_size if kind == "int4" else 0)
+    return replace(found, has_zeros=recipe.quantise.zeros and found.kind == "int4" and role in _PRODUCTS)
 
 
 def _kind_of(recipe: Recipe, role: Role) -> Kind:
@@ -74,5 +91,5 @@ def _kind_of(recipe: Recipe, role: Role) -> Kind:
 
 
 def shares_head(recipe: Recipe, tied: bool) -> bool:
-    """Whether embedding and head are one tensor in the file."""
-    return tied and format_of(recipe, "embedding", "embedding") == format_of(recipe, "head", "head")
+    """Whether embedding and head are one tensor in the file, which then has no zero points."""
+    return tied and str(format_of(recipe, "embedding", "embedding")) == str(format_of(recipe, "head", "head"))
