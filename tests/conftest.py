@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,17 @@ import pytest
 
 # Before NumPy is imported: threads that share a sum give it another order, and small matrices are faster without.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plan_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Plans that tests build have a key of their own, handed over as systemd does it, and not that of this machine."""
+    folder = tmp_path_factory.mktemp("credentials")
+    (folder / "plan.key").write_bytes(bytes(range(32)))
+    (folder / "plan.key").chmod(0o400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+        yield
 
 
 @pytest.fixture(scope="session")

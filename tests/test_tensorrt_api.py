@@ -114,6 +114,12 @@ def test_names_that_our_code_holds_as_texts(release: Release) -> None:
         assert expected <= set(release.classes[name]["enum"])
 
 
+def test_a_plan_brings_no_code_of_its_own() -> None:
+    """Case B22: what would let one is never switched on."""
+    used = {use.member for path in MODULES for use in uses(path).found}
+    assert used & {"engine_host_code_allowed", "plugins_to_serialize", "VERSION_COMPATIBLE"} == set()
+
+
 def test_the_stand_in_has_what_our_code_uses() -> None:
     with standin.installed():
         import tensorrt

@@ -89,7 +89,7 @@ def package(wheels: list[Path], epoch: int) -> bytes:
         Member("/control", control.encode()),
         Member("/md5sums", sums.encode()),
         Member("/conffiles", f"{SETTINGS}\n".encode()),
-        *(Member(f"/{name}", (HERE / name).read_bytes(), 0o755) for name in ("postinst", "prerm")),
+        *(Member(f"/{name}", (HERE / name).read_bytes(), 0o755) for name in ("postinst", "postrm", "prerm")),
     ]
     parts = {"debian-binary": b"2.0\n", "control.tar.xz": _tar(meta, epoch), "data.tar.xz": _tar(files, epoch)}
     return b"!<arch>\n" + b"".join(_ar_member(name, data, epoch) for name, data in parts.items())

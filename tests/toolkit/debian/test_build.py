@@ -67,6 +67,7 @@ def test_members_owners_and_modes(deb: Path) -> None:
     scripts = entries(found["control.tar.xz"])
     assert {name for name, (entry, _) in scripts.items() if entry.isreg() and entry.mode == 0o755} == {
         "./postinst",
+        "./postrm",
         "./prerm",
     }
 
@@ -172,6 +173,7 @@ def test_the_service_keeps_what_the_fault_model_asks_for() -> None:
     assert service["RestartPreventExitStatus"].split() == ["69", "78"]
     assert service["OOMPolicy"] == "continue"
     assert service["CapabilityBoundingSet"] == ""
+    assert service["LoadCredential"] == "plan.key:/etc/orin/plan.key"
     assert "PrivateDevices" not in service
     assert set(unit("orin-run.service")["Unit"]["Requires"].split()) == set(build.UNITS[1:])
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import standin
 from orinkit.bundle import Bundle
 from orinkit.bundle.manifest import DATA, MANIFEST
 from orinkit.device import build as device
-from orinkit.engines import plans
+from orinkit.engines import plan_key, plans
 from orinkit.engines.plans import BuildOptions
 from orinkit.errors import BundleError, EngineError, LockedError, OrinError, ResourceError
 from orinkit.ops import VERSIONS
@@ -70,6 +71,18 @@ def test_other_options_make_another_plan(make: Make) -> None:
         assert not device.build(bundle, BuildOptions(optimization_level=5)).is_new
     assert (second.is_new, second.path) == (True, first.path)
     assert second.record.options.optimization_level == 5
+
+
+def test_a_plan_that_somebody_swapped_is_built_again(make: Make) -> None:
+    """Case B20: size and digest of its record are right, but not its code."""
+    bundle = make()
+    with standin.installed():
+        first = device.build(bundle)
+        first.path.write_bytes(b"other code")
+        forged = replace(first.record, sha256=sha256(b"other code").hexdigest(), size=10)
+        plans.write_record(first.path.parent, forged)
+        second = device.build(bundle)
+    assert (second.is_new, second.record.sha256) == (True, first.record.sha256)
 
 
 def test_a_damaged_plan_is_built_again(make: Make) -> None:
@@ -245,14 +258,14 @@ def test_a_disk_that_is_full_when_the_plan_is_written(make: Make) -> None:
 
 
 def test_a_timing_cache_of_something_else_is_ignored(make: Make) -> None:
-    """Case B20: one of another TensorRT, and one that others could have written."""
+    """Case B20: one of another TensorRT, one that this board did not write, and one that is damaged."""
     bundle = make()
     with standin.installed():
         folder = device.build(bundle).path.parent
         good = (folder / "timing.cache").read_bytes()
-        for level, (content, mode) in enumerate([(b"of another TensorRT", 0o644), (b"", 0o666)]):
+        foreign = plan_key.code(plan_key.read(), b"of another TensorRT") + b"of another TensorRT"
+        for level, content in enumerate([foreign, bytes(32) + good[32:], good[:-1], b""]):
             (folder / "timing.cache").write_bytes(content)
-            (folder / "timing.cache").chmod(mode)
             assert device.build(bundle, BuildOptions(optimization_level=level)).is_new
             assert (folder / "timing.cache").read_bytes() == good
 

@@ -40,6 +40,7 @@ def job(builder: Any, bundle: Bundle, graph: str = DEPLOY, **changes: Any) -> An
         "plugins": str(bundle.folder / PLUGINS),
         "output": str(output),
         "timing_cache": str(output.with_name("timing.cache")),
+        "key": bytes(32).hex(),
         "options": {},
         "profiles": ranges(bundle.manifest.recipe.shapes),
         "workspace_bytes": 1 << 20,

@@ -152,14 +152,16 @@ def test_a_damaged_plan_with_a_good_record_is_refused_by_tensorrt(
     """Case F18: what the record vouches for and TensorRT cannot read, such as a plan of a build that went wrong."""
     from hashlib import sha256
 
-    from orinkit.engines import plans
+    from orinkit.engines import plan_key, plans
 
     made = standin.built_bundle(demo_bundle, tmp_path / "demo")
     folder = plans.folder_of(made.folder)
     (record,) = plans.records(folder)
     content = b"random bytes" * 100
     (folder / f"{record.origin.fingerprint}.plan").write_bytes(content)
-    plans.write_record(folder, replace(record, sha256=sha256(content).hexdigest(), size=len(content)))
+    plans.write_record(
+        folder, replace(record, sha256=sha256(content).hexdigest(), size=len(content)).coded(plan_key.read())
+    )
     with pytest.raises(PlanError, match=r"TensorRT refuses the plan: .*Magic tag does not match; build it again"):
         standin.opened(made)
 

@@ -22,7 +22,7 @@ from orinkit.bundle import Bundle, files
 from orinkit.bundle.manifest import DEPLOY, PLUGINS
 from orinkit.device.child import Progress, running
 from orinkit.engines import machine as machines
-from orinkit.engines import plans
+from orinkit.engines import plan_key, plans
 from orinkit.engines.plans import BuildOptions, Origin, PlanRecord
 from orinkit.errors import BundleError, PlanError, ResourceError
 from orinkit.memory import system
@@ -62,17 +62,18 @@ def build(
     with files.os_errors(f"making {folder}"):
         folder.mkdir(mode=0o755, exist_ok=True)
         _check_space(folder)
+    key = plan_key.read_or_make()
     with running(folder, root, timeout_s) as child:
         origin = plans.origin_of(bundle, child.machine())
         machines.check_machine(origin.machine, bundle.manifest.target)
         path = folder / f"{origin.fingerprint}.plan"
-        known = _known(folder, origin, options)
+        known = _known(folder, origin, options, key)
         if known is not None:
             return Built(path, known, is_new=False)
         started = time.monotonic()
         with files.os_errors(f"writing {path}"), files.replacing(path, files.part_of(path)) as out:
-            child.build(_job(bundle, options, Path(out.name), folder, root), progress)
-        record = _record(path, origin, options, time.monotonic() - started)
+            child.build(_job(bundle, options, Path(out.name), folder, root, key), progress)
+        record = _record(path, origin, options, time.monotonic() - started).coded(key)
     plans.write_record(folder, record)
     return Built(path, record, is_new=True)
 
@@ -106,7 +107,7 @@ def _ranges(tokens: int, sequences: int, typical: int) -> list[dict[str, Any]]:
     ]
 
 
-def _job(bundle: Bundle, options: BuildOptions, output: Path, folder: Path, root: Path) -> dict[str, Any]:
+def _job(bundle: Bundle, options: BuildOptions, output: Path, folder: Path, root: Path, key: bytes) -> dict[str, Any]:
     """The builder's `Job` as plain data. Limits follow what the system can give: GPU and CPU share one memory."""
     free = system.available(system.read(root)) or 0
     return {
@@ -114,6 +115,7 @@ def _job(bundle: Bundle, options: BuildOptions, output: Path, folder: Path, root
         "plugins": str(bundle.path(PLUGINS)),
         "output": str(output),
         "timing_cache": str(folder / "timing.cache"),
+        "key": key.hex(),
         "options": config.dump(options),
         "profiles": ranges(bundle.manifest.recipe.shapes),
         "workspace_bytes": min(_WORKSPACE, max(free // 8, 64 * _MIB)),
@@ -121,13 +123,13 @@ def _job(bundle: Bundle, options: BuildOptions, output: Path, folder: Path, root
     }
 
 
-def _known(folder: Path, origin: Origin, options: BuildOptions) -> PlanRecord | None:
+def _known(folder: Path, origin: Origin, options: BuildOptions, key: bytes) -> PlanRecord | None:
     """The record of an intact plan of the same origin and options."""
     record = plans.read_record(folder, origin.fingerprint)
     if record is None or record.options != options:
         return None
     with suppress(PlanError):
-        plans.find(folder, origin)
+        plans.find(folder, origin, key)
         return record
     return None
 

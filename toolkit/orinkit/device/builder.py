@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import hmac
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ import tensorrt as trt
 
 from orinkit import config, errors
 from orinkit.bundle import files
+from orinkit.engines import plan_key
 from orinkit.engines.plans import BuildOptions
 from orinkit.engines.trt_library import Log, exceptions_told, load_plugins, read_machine
 from orinkit.errors import EngineError, GraphError, OrinError
@@ -63,6 +65,8 @@ class Job:
     """Path of an existing file that becomes the plan."""
     timing_cache: str
     """Path of the timing cache, which need not exist."""
+    key: str
+    """Of this board's plans, in hexadecimal."""
     options: BuildOptions
     profiles: tuple[tuple[Range, ...], ...]
     workspace_bytes: int
@@ -112,13 +116,14 @@ def build(job: Job, report: Report) -> None:
     settings.progress_monitor = Monitor(report)
     for ranges in job.profiles:
         _add_profile(builder, settings, network, ranges, log)
-    cache = _timing_cache(settings, Path(job.timing_cache))
+    key = bytes.fromhex(job.key)
+    cache = _timing_cache(settings, Path(job.timing_cache), key)
     plan: trt.IHostMemory | None = builder.build_serialized_network(network, settings)
     if plan is None:
         raise EngineError(f"TensorRT cannot build the plan: {log.reason()}")
     _write(Path(job.output), plan)
     if cache is not None:
-        _write_cache(Path(job.timing_cache), cache)
+        _write_cache(Path(job.timing_cache), cache, key)
 
 
 def _parse(network: trt.INetworkDefinition, graph: bytes, log: Log) -> None:
@@ -158,12 +163,14 @@ def _add_profile(
         raise EngineError(f"TensorRT refuses the profile {ranges}; report this with: orin-run board-report")
 
 
-def _timing_cache(settings: trt.IBuilderConfig, path: Path) -> trt.ITimingCache | None:
-    """The cache of earlier builds here, or an empty one. What somebody else could have written is ignored."""
+def _timing_cache(settings: trt.IBuilderConfig, path: Path, key: bytes) -> trt.ITimingCache | None:
+    """The cache of earlier builds here, or an empty one. The file is a code by `key` and what it vouches for; what this
+    board did not write itself is ignored."""
     content = b""
     with suppress(OSError, OrinError), files.opened_folder(path.parent) as folder:
-        files.check_owner(path.name, os.stat(path.name, dir_fd=folder, follow_symlinks=False))
-        content = files.read_small(folder, path.name, _MAX_CACHE)
+        raw = files.read_small(folder, path.name, _MAX_CACHE)
+        code, rest = raw[: plan_key.SIZE], raw[plan_key.SIZE :]
+        content = rest if hmac.compare_digest(code, plan_key.code(key, rest)) else b""
     for candidate in dict.fromkeys((content, b"")):
         cache: trt.ITimingCache | None = settings.create_timing_cache(candidate)
         if cache is not None and settings.set_timing_cache(cache, False):
@@ -178,10 +185,11 @@ def _write(path: Path, plan: trt.IHostMemory) -> None:
             left = left[file.write(left) :]
 
 
-def _write_cache(path: Path, cache: trt.ITimingCache) -> None:
+def _write_cache(path: Path, cache: trt.ITimingCache, key: bytes) -> None:
     serialized: trt.IHostMemory = cache.serialize()
+    content = bytes(memoryview(serialized))
     with suppress(OSError, OrinError), files.replacing(path, files.part_of(path)) as file:
-        file.write(memoryview(serialized))
+        file.write(plan_key.code(key, content) + content)
 
 
 def _stay_harmless() -> None:

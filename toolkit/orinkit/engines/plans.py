@@ -2,23 +2,26 @@
 """Plans on disk: `<bundle>.plans/` beside the bundle, never in it.
 
     <fingerprint>.plan    TensorRT's serialized engine
-    <fingerprint>.json    its record: what it was built from and on, size and SHA-256 of the plan
+    <fingerprint>.json    its record: what it was built from and on, size and SHA-256 of the plan, a code of all that
 
 The fingerprint is that of bundle, graph, plugins and machine, so a plan of another board or release is never found, let
-alone deserialised. A plan is code: folder and files must belong to root or to the user who runs.
+alone deserialised. A plan is code: folder and files must belong to root or to the user who runs, and the code is one
+that only the holder of this board's key could make (`plan_key`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orinkit import config
 from orinkit.bundle import Bundle, files
 from orinkit.bundle.manifest import DEPLOY, PLUGINS
+from orinkit.engines import plan_key
 from orinkit.engines.machine import Machine
 from orinkit.errors import BundleError, ConfigError, OrinError, PlanError
 
@@ -78,6 +81,13 @@ class PlanRecord:
     size: int
     seconds: float
     """How long the build took."""
+    code: str = ""
+    """HMAC-SHA256 of the rest by the key of the board that built it, in hexadecimal."""
+
+    def coded(self, key: bytes) -> PlanRecord:
+        """The same with its code."""
+        plain = replace(self, code="")
+        return replace(plain, code=plan_key.code(key, _canonical(config.dump(plain))).hex())
 
 
 def origin_of(bundle: Bundle, machine: Machine) -> Origin:
@@ -101,13 +111,21 @@ def write_record(folder: Path, record: PlanRecord) -> None:
         out.write(_canonical(config.dump(record)))
 
 
-def find(folder: Path, origin: Origin) -> Path:
-    """The verified plan of `origin`. Raises PlanError: there is none, or it is not what its record says."""
+def find(folder: Path, origin: Origin, key: bytes) -> Path:
+    """The verified plan of `origin`, built here by who has `key`.
+
+    Raises PlanError: there is none, or it is not what its record says.
+    """
     record = read_record(folder, origin.fingerprint)
     if record is None:
         raise PlanError(f"{folder}: expected a plan for this machine, found {_others(folder, origin)}; {_ADVICE}")
     if record.origin != origin:
         raise PlanError(f"{folder}: expected the record of this plan, found that of another; {_ADVICE}")
+    if not hmac.compare_digest(record.code.encode(), record.coded(key).code.encode()):
+        raise PlanError(
+            f"{folder}: expected a record with the code of this board's key, found another: the plan was built with "
+            f"another key, or somebody has changed it; {_ADVICE}"
+        )
     plan = folder / f"{origin.fingerprint}.plan"
     try:
         with files.opened_folder(folder) as root:

@@ -17,7 +17,7 @@ import tensorrt as trt
 
 from orinkit.bundle import Bundle
 from orinkit.bundle.manifest import DATA, DEPLOY_WEIGHTS, KERNELS
-from orinkit.engines import deploy, plans
+from orinkit.engines import deploy, plan_key, plans
 from orinkit.engines.base import Caches, Context, Limits, Pipeline, Profile
 from orinkit.engines.bound import STEP_INPUTS
 from orinkit.engines.cuda_pipeline import CudaPipeline
@@ -83,7 +83,7 @@ class TrtEngine:
         self.gpu = Gpu()
         self.log, self.errors = Log(), ErrorRecorder()
         origin = plans.origin_of(bundle, read_machine(root))
-        path = plans.find(plans.folder_of(bundle.folder), origin)
+        path = plans.find(plans.folder_of(bundle.folder), origin, plan_key.read())
         stored = deploy.decode(bundle.read(DEPLOY_WEIGHTS))
         self._runtime: trt.Runtime = trt.Runtime(self.log)
         self._runtime.error_recorder = self.errors
