@@ -3,8 +3,8 @@
 
 ORIN_FI holds a fault: cuda700@step:20, hang@step:20, nan@step:5, oom@alloc:1; steps count from the worker's first one.
 ORIN_FI=file:PATH takes faults from a file as they appear there, each once, and counts from then. ORIN_FI=degraded makes
-the engine say that it is slow. ORIN_FI_DELAY makes every step last so many seconds. The worker that is shipped refuses
-ORIN_FI and has none of this.
+the engine say that it is slow, ORIN_FI=leak makes it keep some memory at every step. ORIN_FI_DELAY makes every step
+last so many seconds. The worker that is shipped refuses ORIN_FI and has none of this.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ class Faults:
     """What is to happen, and when."""
 
     def __init__(self, given: str, delay: float) -> None:
+        self.is_leaking = given == "leak"
         self._path = Path(given[5:]) if given.startswith("file:") else None
         self._left: dict[str, tuple[str, int, int]] = {}
         self.delay = delay
-        if self._path is None and given:
+        if self._path is None and given and not self.is_leaking:
             self._take(given)
 
     def _take(self, text: str) -> None:
@@ -63,12 +64,15 @@ class Faults:
 class FaultyContext:
     def __init__(self, inner: Any, faults: Faults) -> None:
         self._inner, self._faults = inner, faults
+        self._kept: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def run(self, inputs: StepInputs) -> Float32:
         time.sleep(self._faults.delay)
+        if self._faults.is_leaking:
+            self._kept.append(b"x" * (1 << 18))
         due = self._faults.at("step")
         if due is not None and due[0] == "hang":
             time.sleep(3600)

@@ -5,20 +5,35 @@ descriptors and memory come back to what they were."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import random
+import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orinkit.serve import health
 from toolkit.runtime.serving import TOKENIZER
-from toolkit.serve.servers import CAPACITY, MODEL, Reply, Server, continuation, num_descriptors, raw, wait_for
+from toolkit.serve.servers import (
+    CAPACITY,
+    MODEL,
+    Reply,
+    Server,
+    continuation,
+    num_descriptors,
+    raw,
+    tell_memory,
+    wait_for,
+)
 
 pytestmark = pytest.mark.usefixtures("grammar")
 SECONDS = float(os.environ.get("ORIN_MIXED", "2"))
@@ -30,10 +45,14 @@ SCHEMA = {
     "required": ["name", "old"],
     "additionalProperties": False,
 }
-GOLDEN = {
-    prompt: TOKENIZER.decode(continuation(TOKENIZER.encode(prompt, CAPACITY), 24))
-    for prompt in (f"mixed {number} {'x' * (number * 7)}" for number in range(16))
-}
+
+
+def text_after(prompt: str) -> str:
+    """What 24 tokens say after a prompt."""
+    return TOKENIZER.decode(continuation(TOKENIZER.encode(prompt, CAPACITY), 24))
+
+
+GOLDEN = {prompt: text_after(prompt) for prompt in (f"mixed {number} {'x' * (number * 7)}" for number in range(16))}
 
 
 def chat(server: Server, **fields: Any) -> Reply:
@@ -126,3 +145,43 @@ def test_l4_mixed_load_leaves_slots_descriptors_and_memory_as_they_were(server: 
     grown = [health.resident(pid) - memory for pid, (memory, _) in zip(pids, before, strict=True)]
     logging.getLogger(__name__).info("done %s, bytes grown %s", dict(done), grown)
     assert max(grown) < 4 * MIB
+
+
+def test_l7_faults_of_all_kinds_under_load_leave_no_wrong_answer(start: Callable[..., Server], tmp_path: Path) -> None:
+    """Each fault is over before the next one; meanwhile an answer is right, or a 503."""
+    memory = tmp_path / "proc/meminfo"
+    tell_memory(memory, 4 << 20)
+    server = start(root=str(tmp_path), delay=0.003, step=0.5, fault_limit=10000, restart=0.2, restart_limit=0.2)
+    server.wait_ready()
+    faults: dict[str, Callable[[], object]] = {
+        "F5": lambda: os.kill(server.worker, signal.SIGKILL),
+        "F7": lambda: os.kill(server.worker, signal.SIGSTOP),
+        "A31": Mix(server, 0).left,
+        "M3": lambda: tell_memory(memory, 100),
+    }
+    statuses: Counter[int] = Counter()
+    is_over = threading.Event()
+
+    def ask(client: int) -> None:
+        for number in itertools.count():
+            prompt = f"L7 {client} {number}"
+            reply = server.complete(prompt, max_tokens=24)
+            statuses[reply.status] += 1
+            assert reply.status == 503 or reply.json["choices"][0]["text"] == text_after(prompt)
+            if is_over.is_set():
+                return
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        asking = [pool.submit(ask, client) for client in range(4)]
+        for name in random.Random(7).choices(list(faults), k=int(SECONDS / 20)) or faults:
+            faults[name]()
+            if name != "A31":
+                wait_for(lambda: not server.is_ready(), server.explain)
+            tell_memory(memory, 4 << 20)
+            server.wait_ready()
+            time.sleep(0.2)
+        is_over.set()
+        for clients in asking:
+            clients.result()
+    assert set(statuses) == {200, 503}
+    assert server.events("mistake") == []

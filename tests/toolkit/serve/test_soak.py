@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from orinkit.serve import health
@@ -13,10 +14,12 @@ from toolkit.runtime.serving import TOKENIZER
 from toolkit.serve.servers import CAPACITY, Server, continuation, num_descriptors, wait_for
 
 FACTOR = int(os.environ.get("ORIN_SOAK", "1"))
-MIB = 1 << 20
+LEAK = 4 << 20
+"""Bytes that no process may grow by."""
 
 
-def test_m8_requests_leave_nothing_behind(server: Server) -> None:
+def grown(server: Server, count: int) -> int:
+    """Bytes by which the larger of both processes grows with so many requests; their descriptors must come back."""
     pids = (server.process.pid, server.worker)
     with ThreadPoolExecutor(8) as pool:
 
@@ -27,11 +30,21 @@ def test_m8_requests_leave_nothing_behind(server: Server) -> None:
 
         ask(100)
         before = [(health.resident(pid), num_descriptors(pid)) for pid in pids]
-        ask(200 * FACTOR)
-    grown = [health.resident(pid) - memory for pid, (memory, _) in zip(pids, before, strict=True)]
-    assert max(grown) < 4 * MIB
+        ask(count)
+    after = [health.resident(pid) for pid in pids]
     most = [count for _, count in before]
     wait_for(lambda: all(num_descriptors(pid) <= count for pid, count in zip(pids, most, strict=True)), server.explain)
+    return max(now - memory for now, (memory, _) in zip(after, before, strict=True))
+
+
+def test_m8_requests_leave_nothing_behind(server: Server) -> None:
+    assert grown(server, 200 * FACTOR) < LEAK
+
+
+def test_l4_a_worker_that_leaks_is_noticed(start: Callable[..., Server]) -> None:
+    server = start(fault="leak")
+    server.wait_ready()
+    assert grown(server, 100) >= LEAK
 
 
 def test_no_prompt_appears_in_the_answer_of_another(server: Server) -> None:

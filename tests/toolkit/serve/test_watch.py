@@ -14,7 +14,7 @@ from pathlib import Path
 from orinkit.serve.meminfo import Memory
 from orinkit.serve.notify import Notifier
 from orinkit.serve.watch import watch
-from toolkit.serve.servers import Server, wait_for
+from toolkit.serve.servers import Server, tell_memory, wait_for
 
 
 class Looked:
@@ -88,28 +88,21 @@ def test_f9_a_stopped_supervisor_feeds_no_watchdog(bundle: Path, tmp_path: Path)
 
 def test_m3_low_memory_refuses_new_work_and_ends_when_there_is_enough(bundle: Path, tmp_path: Path) -> None:
     figures = tmp_path / "proc/meminfo"
-    figures.parent.mkdir()
-
-    def write(available: int) -> None:
-        lines = {"MemTotal": 8 << 20, "MemFree": available, "MemAvailable": available, "SwapFree": 0}
-        figures.with_suffix(".new").write_text("".join(f"{name}: {value} kB\n" for name, value in lines.items()))
-        figures.with_suffix(".new").rename(figures)
-
-    write(100)
+    tell_memory(figures, 100)
     server = Server(bundle, root=str(tmp_path), delay=0.01)
     wait_for(lambda: server.readyz().json["status"] == "insufficient_memory", server.explain)
     assert "need" in server.readyz().json["reason"]
     assert server.complete().code == "insufficient_memory"
-    write(4 << 20)
+    tell_memory(figures, 4 << 20)
     server.wait_ready()
     events = server.stream("M3", max_tokens=150)
     next(events)
-    write(100)
+    tell_memory(figures, 100)
     wait_for(lambda: server.readyz().json["reason"] == "low_memory", server.explain)
     refused = server.complete()
     assert (refused.status, refused.code, "retry-after" in refused.headers) == (503, "low_memory", True)
     assert list(events)[-1] == "[DONE]"
-    write(4 << 20)
+    tell_memory(figures, 4 << 20)
     server.wait_ready()
     server.check_golden()
     assert server.stop() == 0
