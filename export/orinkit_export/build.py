@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`orin-export build`: a planned export to a verified bundle, stage by stage.
 
+    formats    what the recipe leaves to a measurement -> formats.json
     model      checkpoint -> model.data, model.onnx
     verify     graph against its reference, golden tokens -> verify.json
     float      checkpoint -> hidden rows of the evaluation text
@@ -15,7 +16,6 @@ evaluated, refused ones included.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -23,12 +23,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orinkit import bundle, config
-from orinkit.bundle import Bundle, FileEntry, GoldenCase, Manifest, Provenance
+from orinkit.bundle import Bundle, GoldenCase, Manifest, Provenance
 from orinkit.bundle.files import sync_folder
 from orinkit.bundle.folder import portable
 from orinkit.bundle.manifest import DATA, DEPLOY, DEPLOY_WEIGHTS, GRAPH, MANIFEST, SIGNATURE, decode
@@ -40,6 +39,7 @@ from orinkit.runtime.steps import Stepper
 from orinkit.target import Target
 from orinkit_export import (
     baseline,
+    choose,
     cost,
     deploy,
     disk,
@@ -47,6 +47,7 @@ from orinkit_export import (
     gate,
     graph,
     lint,
+    origin,
     prepare,
     quantise,
     stages,
@@ -54,10 +55,13 @@ from orinkit_export import (
     verify,
 )
 from orinkit_export.plan import Plan
-from orinkit_export.progress import Advance, progress, say
+from orinkit_export.progress import progress, say
 from orinkit_export.report import page
 from orinkit_export.report.collect import collect
 from orinkit_export.report.data import HTML
+
+Stage = Callable[[str, Mapping[str, Any], Callable[[Path], None]], Path]
+"""The folder of a stage by its name, what it depends on, and what makes it."""
 
 REPLACED, VERIFIED = "replaced", "verify.json"
 
@@ -85,7 +89,7 @@ def build(
     work = output.with_name(f"{output.name}.work")
     with stages.locked(work):
         _put_back(work / REPLACED, output)
-        provenance = _provenance(plan)
+        provenance = origin.provenance(plan)
         finished = _finished(plan, target, output, provenance, accept, libraries or {})
         if finished is None:
             disk.check_space(work, 2 * plan.data_bytes() + plan.hidden_bytes())
@@ -101,6 +105,7 @@ def build(
                 provenance=provenance,
                 golden=tuple(config.parse(case, GoldenCase, VERIFIED) for case in verified["golden"]),
                 report=numbers,
+                formats=choose.formats(choose.read(done)),
             )
             _assemble(plan, manifest, done["model"], work / "bundle", key, libraries or {})
             _replace(work / "bundle", output)
@@ -139,54 +144,36 @@ def _finished(
         provenance,
     )
     packed = {entry.path: entry.sha256 for entry in found.manifest.files if PurePosixPath(entry.path).suffix == ".so"}
-    same = same and packed == {inside: _digest(path) for inside, path in libraries.items()}
+    same = same and packed == {inside: origin.digest(path) for inside, path in libraries.items()}
     same = same and (accept or "accepted" not in found.manifest.report)
     if same:
         say(f"{output} is up to date")
     return found if same else None
 
 
-def _provenance(plan: Plan) -> Provenance:
-    """What the bundle is made of. Raises ConfigError: a text that cannot be read."""
-    texts = _texts(plan)
-    paths = plan.checkpoint.files()
-    entries = []
-    with progress("hash", sum(path.stat().st_size for path in paths), "MB", 1e6) as advance:
-        for path in paths:
-            entries.append(FileEntry(path.name, path.stat().st_size, _digest(path, advance)))
-    source = plan.recipe.checkpoint
-    tool = f"orinkit {metadata.version('orinkit')}"
-    return Provenance(tool, tuple(entries), source.repository, source.revision, texts)
-
-
-def _texts(plan: Plan) -> dict[str, str]:
-    """Digests of the texts that the recipe has use for."""
-    used = {"evaluation": plan.evaluation_ids()}
-    if plan.recipe.quantise.method in quantise.CALIBRATED:
-        used["calibration"] = plan.calibration_ids()
-    return {section: hashlib.sha256(ids.tobytes()).hexdigest() for section, ids in used.items()}
-
-
-def _digest(path: Path, advance: Advance = lambda _: None) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            total.update(chunk)
-            advance(len(chunk))
-    return total.hexdigest()
-
-
 def _made(plan: Plan, target: Target, work: Path, provenance: Provenance) -> dict[str, Path]:
     """The folders of the stages, each made now or found complete."""
 
-    def stage(name: str, inputs: dict[str, Any], make: Callable[[Path], None]) -> Path:
+    def stage(name: str, inputs: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         return stages.run(work, name, inputs, cost.measured(make))
 
+    done: dict[str, Path] = {}
+    if plan.undecided():
+        done["formats"] = stage("formats", choose.inputs(plan, provenance), lambda folder: choose.run(plan, folder))
+        choose.tidy(done["formats"])
+    return done | _exported(choose.settled(plan, choose.read(done)), target, provenance, stage)
+
+
+def _exported(plan: Plan, target: Target, provenance: Provenance, stage: Stage) -> dict[str, Path]:
+    """The stages that follow once every weight has its format."""
     on_text = baseline.inputs(plan, provenance)
     model = stage("model", _model_inputs(plan, provenance), lambda folder: _model(plan, folder))
     prepare.tidy(model)
     lint.check(deploy.build(plan.spec, store.read_index(model), plan.recipe), target.stack)
-    made = {"graph": _digest(model / GRAPH), "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8"))}
+    made = {
+        "graph": origin.digest(model / GRAPH),
+        "model": json.loads((model / stages.RECORD).read_text(encoding="utf-8")),
+    }
     asked = made | {"golden": config.dump(plan.recipe.golden), "shapes": config.dump(plan.recipe.shapes)}
     verified = stage("verify", asked, lambda folder: _verify(plan, model, folder))
     hidden = stage("float", on_text, lambda folder: baseline.run(plan, folder))

@@ -98,13 +98,12 @@ class Comparison:
         self._difference = np.zeros(len(labels))
 
     def add(self, expected: Float32, found: Float32) -> None:
-        """The next block [R, n] of the vocabulary of the float model's logits, and all [R, V] of the export's."""
-        columns = slice(self._seen, self._seen + expected.shape[1])
-        p, q = expected.astype(np.float64), found[:, columns].astype(np.float64)
+        """The next block [R, n] of the vocabulary of either model's logits: the float model's and the export's."""
+        p, q = expected.astype(np.float64), found.astype(np.float64)
         exponentials, shrink = self._expected.add(p, self._seen, self._labels)
         self._found.add(q, self._seen, self._labels)
         self._difference = self._difference * shrink + (exponentials * (p - q)).sum(axis=1)
-        self._seen = columns.stop
+        self._seen += expected.shape[1]
 
     @property
     def kl(self) -> Float64:
@@ -154,8 +153,10 @@ def compared(plan: Plan, engine: Engine, sequence: NDArray[np.int32], normed: Fl
             )
         end = start + len(found)
         comparison = Comparison(sequence[start + 1 : end + 1])
+        seen = 0
         for block in baseline.logits(plan, normed[start:end]):
-            comparison.add(block, found)
+            comparison.add(block, found[:, seen : seen + block.shape[1]])
+            seen += block.shape[1]
         yield comparison
 
 

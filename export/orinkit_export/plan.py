@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from orinkit import config, recipe
 from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestError
-from orinkit.memory.formats import NAMED
+from orinkit.memory.formats import NAMED, is_undecided
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
@@ -27,6 +27,9 @@ from orinkit_export.weights import Weight, Weights
 
 EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 """What a recipe without a text of its own is evaluated on; nothing of it is in the calibration text."""
+
+PROBED = 4, 256
+"""Sequences and tokens of each on which formats are tried: means over so many positions tell matrices apart."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Plan:
     def calibration_ids(self) -> NDArray[np.int32]:
         """Token ids [sequences, tokens] of the calibration text. Raises ConfigError."""
         return calibrate.sequences(self.recipe.calibration, self.folder, self.tokenizer)
+
+    def probe_ids(self) -> NDArray[np.int32]:
+        """Token ids [S, T] of the part of the calibration text on which formats are tried. Raises ConfigError."""
+        ids, (count, tokens) = self.calibration_ids(), PROBED
+        chosen = np.linspace(0, len(ids) - 1, min(len(ids), count)).astype(np.intp)
+        return ids[np.unique(chosen), :tokens]
 
     def evaluation_ids(self) -> NDArray[np.int32]:
         """Token ids [sequences, tokens] of the evaluation text. Raises ConfigError."""
@@ -69,6 +78,15 @@ class Plan:
         weights = Weights(self.checkpoint, self.spec, self.recipe.shapes.capacity)
         return list(quantise.stored(weights, self.recipe, self.spec.tied))
 
+    def undecided(self) -> list[Weight]:
+        """The weights for which the recipe leaves it to a measurement how they are stored."""
+        return [weight for weight in self.stored() if is_undecided(self.recipe, weight.name, weight.role)]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the calibration text is read at all."""
+        return self.recipe.quantise.method in quantise.CALIBRATED or bool(self.undecided())
+
     def unused(self) -> dict[str, int]:
         """How many of the checkpoint's tensors no weight is made of, by the first two parts of their names."""
         used = {name for weight in self.stored() for name in weight.sources}
@@ -80,9 +98,10 @@ class Plan:
 
     def hidden_bytes(self) -> int:
         """Size of the files of hidden rows: input and output of a layer, for each text that is run."""
-        read = [self.evaluation_ids()]
-        read += [self.calibration_ids()] if self.recipe.quantise.method in quantise.CALIBRATED else []
-        return sum(2 * 4 * ids.size * self.spec.hidden for ids in read)
+        undecided, counts = len(self.undecided()), [self.evaluation_ids().size]
+        counts += [self.calibration_ids().size] if self.recipe.quantise.method in quantise.CALIBRATED else []
+        counts += [self.probe_ids().size * (1 + undecided)] if undecided else []
+        return sum(2 * 4 * count * self.spec.hidden for count in counts)
 
 
 def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: bool = False) -> Plan:
@@ -109,7 +128,7 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
             f"found {chosen.shapes.capacity}"
         )
     tokens = chosen.calibration.tokens
-    if chosen.quantise.method in quantise.CALIBRATED and tokens > chosen.shapes.capacity:
+    if plan.is_calibrated and tokens > chosen.shapes.capacity:
         raise ConfigError(
             f"{recipe_path}: calibration: tokens: expected at most the capacity of {chosen.shapes.capacity}, found "
             f"{tokens}; shorten the sequences, or take more of them"

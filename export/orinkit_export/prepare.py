@@ -161,7 +161,7 @@ class _Calibrated:
         """Keep what plain rounding would have lost, on a sample of the rows."""
         chosen = self._format(weight)
         if chosen.kind == "int4":
-            lost = plain_loss(_sampled(weight), chosen.group_size, gram)
+            lost = plain_loss(sampled(weight), chosen.group_size, gram)
             _record(self._folder, f"{weight.name}.before", {"error": lost})
 
     def _format(self, weight: Weight) -> Format:
@@ -185,7 +185,8 @@ def _read(weight: Weight) -> Float32:
     return np.concatenate(list(weight.blocks()))
 
 
-def _sampled(weight: Weight) -> Float32:
+def sampled(weight: Weight) -> Float32:
+    """Some rows of a matrix, spread evenly over it."""
     picked, parts, start = smoothing.sample_rows(weight.shape[0]), [], 0
     for block in weight.blocks():
         inside = (picked >= start) & (picked < start + len(block))

@@ -24,8 +24,8 @@ Float32 = NDArray[np.float32]
 def compared(expected: Float32, found: Float32, labels: NDArray[np.int32], edges: tuple[int, ...]) -> Comparison:
     """Two models' logits, the first one's in blocks that end at `edges`."""
     comparison = Comparison(labels)
-    for block in np.split(expected, edges, axis=1):
-        comparison.add(block, found)
+    for blocks in zip(*(np.split(side, edges, axis=1) for side in (expected, found)), strict=True):
+        comparison.add(*blocks)
     return comparison
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -53,8 +54,12 @@ class Quantise:
     zeros: bool = False
     """Zero points beside the scales of INT4 groups: closer for 4 bits more per group. Not where an embedding shares the
     matrix."""
-    head: Literal["int4", "int8", "float16"] = "int4"
-    """The matrix that makes the logits; it is read whole for every token."""
+    head: Literal["auto", "int4", "int8", "float16"] = "int4"
+    """The matrix that makes the logits; it is read whole for every token. `auto`: int4 where that stays within
+    `head_kl` on calibration text, else int8."""
+    head_kl: float | None = None
+    """Largest mean KL divergence in nats that an int4 head alone may cause; left out: a quarter of the bound `kl_mean`
+    of the whole export."""
     embedding: Literal["int4", "int8", "float16"] = "float16"
     """With a tied head of the same format the two share one copy."""
     gated_delta: Literal["int4", "int8", "float16"] = "int4"
@@ -67,6 +72,10 @@ class Quantise:
             raise ConfigError("zeros: expected false with method none, which rounds nothing")
         if self.formats and self.method in ("none", "import"):
             raise ConfigError(f"formats: expected none with method {self.method}, which rounds no matrix of a layer")
+        if self.head_kl is not None:
+            _check_range("head_kl", self.head_kl, 0, 1e3)
+            if self.head != "auto":
+                raise ConfigError(f"head_kl: expected head: auto beside it, found {self.head}; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,11 @@ class Recipe:
     activations: Literal["float16", "float32"] = "float16"
     """Type between ops; float32 is for verification on a host."""
     golden: Golden = field(default_factory=Golden)
+
+    def with_formats(self, formats: Mapping[str, Named]) -> Recipe:
+        """The same recipe with what was measured for it: these matrices are stored so."""
+        stated = {**self.quantise.formats, **formats}
+        return replace(self, quantise=replace(self.quantise, formats=stated))
 
     def validate(self) -> None:
         config.check_name("name", self.name)

@@ -15,7 +15,7 @@ from typing import Any
 from orinkit.bundle.folder import portable
 from orinkit.memory.formats import Format
 from orinkit.target import Target
-from orinkit_export import cost, evaluate, gate, stages, store
+from orinkit_export import choose, cost, evaluate, gate, stages, store
 from orinkit_export.plan import Plan
 from orinkit_export.report.data import Fold, Inputs, Matrix, Model, Report
 
@@ -47,6 +47,7 @@ def collect(plan: Plan, target: Target, done: Mapping[str, Path], agreement: dic
         matrices=tuple(_matrices(store.read_index(model), found)),
         folds=tuple(Fold(layer, point, **entry) for layer, point, entry in _sorted(found, "fold")),
         inputs=tuple(Inputs(layer, point, **entry) for layer, point, entry in _sorted(found, "inputs")),
+        choices=choose.read(done),
         stages={name: cost.read(folder) for name, folder in done.items()},
     )
 

@@ -13,6 +13,7 @@ from orinkit import config
 from orinkit.errors import ArtefactError, ConfigError
 from orinkit.recipe import Bounds, Recipe
 from orinkit_export import gate
+from orinkit_export.choose import Choice
 from orinkit_export.cost import Cost
 from orinkit_export.evaluate import Quality
 
@@ -109,6 +110,8 @@ class Report:
     folds: tuple[Fold, ...]
     inputs: tuple[Inputs, ...]
     stages: dict[str, Cost]
+    choices: tuple[Choice, ...] = ()
+    """Matrices whose formats were measured for this export."""
     format: int = FORMAT
 
     @property

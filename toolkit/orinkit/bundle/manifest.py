@@ -13,7 +13,7 @@ from typing import Any
 from orinkit import config
 from orinkit.errors import BundleError, ConfigError
 from orinkit.model import ModelSpec
-from orinkit.recipe import Recipe, Source
+from orinkit.recipe import Named, Recipe, Source
 from orinkit.target import Target
 
 FORMAT = 1
@@ -103,11 +103,18 @@ class Manifest:
     golden: tuple[GoldenCase, ...]
     report: dict[str, float]
     """Numbers measured at export, such as kl_mean."""
+    formats: dict[str, Named] = field(default_factory=dict)
+    """How matrices are stored for which the recipe left it to a measurement, by their names in the graph."""
     version: int = 1
     """Rises with each release of a bundle name."""
     files: tuple[FileEntry, ...] = ()
     """Every file but manifest.json and manifest.sig, sorted by path. Filled in by `write`."""
     format: int = FORMAT
+
+    @property
+    def settled(self) -> Recipe:
+        """The recipe with what was measured for it."""
+        return self.recipe.with_formats(self.formats)
 
     def validate(self) -> None:
         config.check_name("name", self.name)

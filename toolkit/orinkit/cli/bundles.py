@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +84,7 @@ def _facts(bundle: Bundle, is_checked: bool) -> list[tuple[str, str]]:
         ),
         ("vocabulary", f"{model.vocab}, end of answer {', '.join(map(str, model.eos)) or 'none'}"),
         ("recipe", f"{recipe.name}: {quantise.method}, group {quantise.group_size}, head {quantise.head}"),
+        *_chosen(manifest.formats),
         ("shapes", f"capacity {shapes.capacity}, slots {shapes.slots}, chunk {shapes.chunk}"),
         ("target", f"{manifest.target.id}: {manifest.target.board.name}, {manifest.target.stack.name}"),
         ("ops", ", ".join(f"{name} {version}" for name, version in sorted(manifest.ops.items())) or "none"),
@@ -92,6 +95,13 @@ def _facts(bundle: Bundle, is_checked: bool) -> list[tuple[str, str]]:
     rows += [(f"report: {name}", f"{value:.6g}") for name, value in sorted(manifest.report.items())]
     rows += [(entry.path, f"{entry.size:,} bytes") for entry in manifest.files]
     return [*rows, ("total", f"{sum(entry.size for entry in manifest.files):,} bytes")]
+
+
+def _chosen(formats: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """How often each format was chosen by a measurement."""
+    counts = Counter("head " + chosen if name == "head" else chosen for name, chosen in formats.items())
+    if counts:
+        yield "measured", ", ".join(f"{count} x {name}" for name, count in sorted(counts.items()))
 
 
 def _signature(bundle: Bundle, is_checked: bool) -> str:

@@ -26,7 +26,7 @@ def predictor(bundle: Bundle, engine: str, sensors: Sensors) -> Speed | None:
     """Predictions for the GPU of the bundle's target, else for the card that is there; None: for neither."""
     manifest = bundle.manifest
     gpu = manifest.target.board.gpu or (sensors.card.gpu if sensors.card else None)
-    return Speed(manifest.model, manifest.recipe, gpu) if gpu and engine != "onnxruntime" else None
+    return Speed(manifest.model, manifest.settled, gpu) if gpu and engine != "onnxruntime" else None
 
 
 def machine(bundle: Bundle, engine: str, sensors: Sensors) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def memory(bundle: Bundle, engine: str, sensors: Sensors) -> dict[str, int | Non
     """Bytes: the plan's, the most that this process had, and what programs hold on the card."""
     manifest = bundle.manifest
     gpu = sensors.card.gpu if sensors.card else manifest.target.board.gpu
-    plan = memory_plan(manifest.model, manifest.recipe, engine, sm_count=gpu.sm_count if gpu else None)
+    plan = memory_plan(manifest.model, manifest.settled, engine, sm_count=gpu.sm_count if gpu else None)
     return {
         "planned": plan.total() if engine in ENGINES else None,
         "peak of the process": _peak(),

@@ -91,7 +91,7 @@ def _bundle(bundle: Bundle) -> dict[str, Any]:
         "target": manifest.target.id,
         "model": config.dump(manifest.model),
         "shapes": config.dump(manifest.recipe.shapes),
-        "quantise": config.dump(manifest.recipe.quantise),
+        "quantise": config.dump(manifest.settled.quantise),
         "ops": manifest.ops,
         "files": [config.dump(entry) for entry in manifest.files],
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from orinkit.recipe import Recipe
+from orinkit.recipe import Named, Recipe
 
 Role = Literal["embedding", "head", "projection", "gated_delta", "imported", "wide", "float32"]
 """How a weight may be stored: the first four by the recipe, `imported` as the checkpoint's integers, `wide` in the
@@ -52,6 +52,11 @@ class Format:
             return ("scales", "zeros") if self.has_zeros else ("scales",)
         return ("scale",) if self.kind == "int8" else ()
 
+    @property
+    def named(self) -> Named:
+        """The spelling that a recipe has for it."""
+        return next(name for name in get_args(Named) if name == str(self))
+
     def parts(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Bytes of a weight [N, K] or [N] and of what is beside it: a float16 for each group (int4) or row (int8), and
         half a byte for the zero point of each group."""
@@ -62,8 +67,18 @@ class Format:
         return (size, 2 * shape[0]) if self.kind == "int8" else (size * _WIDTHS[self.kind],)
 
 
+def is_undecided(recipe: Recipe, name: str, role: Role) -> bool:
+    """Whether the recipe leaves it to a measurement how the weight `name` is stored."""
+    settings = recipe.quantise
+    is_open = settings.method != "none" and name.removesuffix(".weight") not in settings.formats
+    return is_open and role == "head" and settings.head == "auto"
+
+
 def format_of(recipe: Recipe, name: str, role: Role) -> Format:
-    """How the recipe stores the weight `name`: as it says for that one, else as for all of its role."""
+    """How the recipe stores the weight `name`: as it says for that one, else as for all of its role.
+
+    What is undecided has the widest format that it may get.
+    """
     stated = recipe.quantise.formats.get(name.removesuffix(".weight"))
     if stated and role in NAMED and recipe.quantise.method != "none":
         found = Format.of(stated)
@@ -81,7 +96,7 @@ def _kind_of(recipe: Recipe, role: Role) -> Kind:
         return "int4"
     chosen: dict[Role, Kind] = {
         "embedding": recipe.quantise.embedding,
-        "head": recipe.quantise.head,
+        "head": "int8" if recipe.quantise.head == "auto" else recipe.quantise.head,
         "projection": "int4",
         "gated_delta": recipe.quantise.gated_delta,
     }
@@ -91,5 +106,7 @@ def _kind_of(recipe: Recipe, role: Role) -> Kind:
 
 
 def shares_head(recipe: Recipe, tied: bool) -> bool:
-    """Whether embedding and head are one tensor in the file, which then has no zero points."""
-    return tied and str(format_of(recipe, "embedding", "embedding")) == str(format_of(recipe, "head", "head"))
+    """Whether embedding and head are one tensor in the file, as far as that is decided; it has no zero points."""
+    if not tied or is_undecided(recipe, "head", "head"):
+        return False
+    return str(format_of(recipe, "embedding", "embedding")) == str(format_of(recipe, "head", "head"))

@@ -39,7 +39,7 @@ def start(bundle: Bundle, engine: str, root: Path = Path("/")) -> Scheduler:
     """
     manifest = bundle.manifest
     if engine in ENGINES:
-        check_room(manifest.model, manifest.recipe, engine, find_room(engine, root))
+        check_room(manifest.model, manifest.settled, engine, find_room(engine, root))
     tokenizer = open_tokenizer(bundle)
     shapes = manifest.recipe.shapes
     pipeline = open_pipeline(open_engine(engine, bundle.graph, manifest.model), shapes)

@@ -123,7 +123,7 @@ def worker_bytes(bundle: Bundle, engine: str) -> int:
     manifest = bundle.manifest
     if engine not in ENGINES:
         return sum(entry.size for entry in manifest.files)
-    return memory_plan(manifest.model, manifest.recipe, engine).total("device", "host")
+    return memory_plan(manifest.model, manifest.settled, engine).total("device", "host")
 
 
 def routes(
