@@ -174,7 +174,7 @@ def main() -> None:
     given = parser.parse_args()
     bundle = Bundle.open(given.bundle, keys=None, supported=VERSIONS)
     manifest = bundle.manifest
-    slots, bare = manifest.recipe.shapes.slots, Bare(bundle)
+    load, slots, bare = os.getloadavg()[0], manifest.recipe.shapes.slots, Bare(bundle)
     daemon = Daemon(given.bundle, manifest.name, manifest.model.eos)
     short = [[number + 5] * 8 for number in range(slots)]
     prompts = iter([[number % 997 + 3] + [7] * (PROMPT - 1) for number in range(10_000)])
@@ -191,7 +191,8 @@ def main() -> None:
     finally:
         daemon.process.terminate()
         daemon.process.wait()
-    report = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), **found}
+    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    report = {**machine, "load_average": load, "slots": slots, "rounds": given.rounds, **found}
     text = json.dumps(report, indent=1)
     print(text)
     if given.out is not None:

@@ -49,9 +49,12 @@ def served(body: Any) -> Any:
     changed = dict(body)
     if isinstance(changed.get("model"), str):
         changed["model"] = MODEL
-    for name in ("max_tokens", "max_completion_tokens"):
+    names = ("max_tokens", "max_completion_tokens")
+    for name in names:
         if type(changed.get(name)) is int:
             changed[name] = min(changed[name], 3)
+    if not changed.keys() & set(names):
+        changed["max_tokens"] = 3
     if isinstance(changed.get("timeout"), (int, float)) and changed["timeout"] > 0:
         changed["timeout"] = max(changed["timeout"], 5.0)
     return changed
@@ -98,7 +101,10 @@ KNOWN = sorted({*fields.CHAT["properties"], *fields.COMPLETION["properties"]})
 BODIES = st.builds(
     lambda base, more, raw: json.dumps({**base, **more}).encode() if raw is None else raw,
     st.sampled_from(
-        [{"model": MODEL, "prompt": "a"}, {"model": MODEL, "messages": [{"role": "user", "content": "a"}]}]
+        [
+            {"model": MODEL, "prompt": "a", "max_tokens": 3},
+            {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 3},
+        ]
     ),
     st.dictionaries(st.sampled_from(KNOWN), JSON, max_size=3),
     st.none() | st.none() | st.none() | st.binary(max_size=200),
