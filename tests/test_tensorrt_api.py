@@ -29,6 +29,7 @@ OURS = {
         "__init__",
         "append",
         "clear",
+        "code",
         "dtype",
         "engine",
         "error_recorder",

@@ -16,6 +16,7 @@ from orinkit import config
 from orinkit.bundle import Bundle
 from orinkit.bundle.manifest import DEPLOY, GRAPH, PLUGINS
 from orinkit.device.build import ranges
+from orinkit.engines import plan_key
 from orinkit.errors import EngineError, GraphError, OrinError
 
 
@@ -116,3 +117,13 @@ def test_sizes_that_tensorrt_refuses_are_told(builder: Any, bundle: Bundle) -> N
 def test_a_plan_of_one_profile_is_refused(builder: Any, bundle: Bundle) -> None:
     profiles = ranges(bundle.manifest.recipe.shapes)[:1]
     refused(builder, job(builder, bundle, profiles=profiles), EngineError, "expected a profile of prefill and one of")
+
+
+def test_only_a_timing_cache_of_this_board_reaches_tensorrt(builder: Any, tmp_path: Path) -> None:
+    """Case B20: TensorRT would take all of them."""
+    import tensorrt
+
+    path, content, key = tmp_path / "timing.cache", f"standin cache of {standin.VERSION}".encode(), bytes(32)
+    for code, expected in ((plan_key.code(key, content), content), (plan_key.code(b"other", content), b""), (b"", b"")):
+        path.write_bytes(code + content)
+        assert builder._timing_cache(tensorrt.IBuilderConfig(), path, key).content == expected
