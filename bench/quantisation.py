@@ -232,6 +232,8 @@ def measure(plan: Plan, arguments: argparse.Namespace) -> dict[str, Any]:
         "ways": [],
     }
     for way, bits, make in ways(chosen, arguments.formats):
+        if arguments.way and way not in arguments.way:
+            continue
         started, spent = time.perf_counter(), time.process_time()
         arrays = make()
         seconds = {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - spent}
@@ -257,6 +259,7 @@ def main() -> None:
     )
     parser.add_argument("--outliers", action="store_true", help="in a copy with outlier channels")
     parser.add_argument("--formats", action="store_true", help="the default method in other formats instead")
+    parser.add_argument("--way", action="append", help="only this one of the table; may be given several times")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     record = measure(planned(arguments.checkpoint, arguments.calibration, Calibration().tokens), arguments)

@@ -22,6 +22,7 @@ from orinkit import int4
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 UInt8 = NDArray[np.uint8]
+Shrink = Sequence[float] | NDArray[np.float64]
 
 SHRINK = np.arange(67, 129) / 112
 """Candidates of p, 0.6 to 8/7: p = 1 is plain full range and p = 8/7 is s = absmax/7, so neither is ever better."""
@@ -59,7 +60,13 @@ def by_rows(rows: int, columns: int, work: Callable[[slice], None]) -> None:
         list(pool.map(work, (slice(start, start + step) for start in range(0, rows, step))))
 
 
-def levels_of(weight: Float32, group_size: int, importance: Float32 | None = None, has_zeros: bool = False) -> Levels:
+def levels_of(
+    weight: Float32,
+    group_size: int,
+    importance: Float32 | None = None,
+    has_zeros: bool = False,
+    shrink: Shrink = SHRINK,
+) -> Levels:
     """Searched levels of `weight` [N, K]; `importance` [K] weighs the squared errors of the columns."""
     n, k = weight.shape
     groups = int4.num_groups(k, group_size)
@@ -68,7 +75,7 @@ def levels_of(weight: Float32, group_size: int, importance: Float32 | None = Non
     def work(rows: slice) -> None:
         piece = weight[rows]
         tiled = None if importance is None else np.tile(importance.reshape(groups, group_size), (len(piece), 1))
-        found = search(piece.reshape(-1, group_size), tiled, has_zeros=has_zeros).in_rows(len(piece))
+        found = search(piece.reshape(-1, group_size), tiled, shrink, has_zeros).in_rows(len(piece))
         scales[rows] = found.scales
         if found.zeros is not None:
             zeros[rows] = found.zeros
@@ -80,7 +87,7 @@ def levels_of(weight: Float32, group_size: int, importance: Float32 | None = Non
 def search(
     groups: Float32,
     importance: Float32 | None = None,
-    shrink: Sequence[float] | NDArray[np.float64] = SHRINK,
+    shrink: Shrink = SHRINK,
     has_zeros: bool = False,
 ) -> Levels:
     """The levels of every row of `groups` [M, G] with the least weighted squared error; a row of zeros has scale 1."""
@@ -99,7 +106,7 @@ def search(
     return Levels(scales, zeros if has_zeros else None)
 
 
-def _signed(groups: Float32, shrink: Sequence[float] | NDArray[np.float64]) -> Iterator[Levels]:
+def _signed(groups: Float32, shrink: Shrink) -> Iterator[Levels]:
     extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)[:, 0].astype(np.float64)
     for factor in shrink:
         with np.errstate(over="ignore"):
@@ -107,7 +114,7 @@ def _signed(groups: Float32, shrink: Sequence[float] | NDArray[np.float64]) -> I
         yield Levels(scales)
 
 
-def _centred(groups: Float32, shrink: Sequence[float] | NDArray[np.float64]) -> Iterator[Levels]:
+def _centred(groups: Float32, shrink: Shrink) -> Iterator[Levels]:
     least, most = (
         np.asarray(edge, np.float64) for edge in (groups.min(axis=1, initial=0), groups.max(axis=1, initial=0))
     )

@@ -2,7 +2,9 @@
 """The search for fold vectors: activation-aware scales (AWQ, Lin et al. 2023) judged by the Gram matrix.
 
 A candidate a is judged by tr(D H D^T) with D = Q(W diag(a)) diag(a)^-1 - W, summed over the matrices that share the
-input: the exact output error, without a forward pass. The identity is always a candidate, so smoothing never loses.
+input: the exact output error, without a forward pass. Q searches its levels with the weights that the final rounding
+has, the power of each scaled channel. Levels that know the inputs gain some of what scaling would; judged without,
+vectors were chosen that took it away again. The identity is always a candidate, so smoothing does not lose.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from orinkit.memory.formats import Format
 from orinkit_export.folds import Fold
-from orinkit_export.levels import search as search_levels
+from orinkit_export.levels import levels_of
 from orinkit_export.rounding import loss, nearest
 
 Float32 = NDArray[np.float32]
@@ -28,7 +30,7 @@ ALPHAS = np.arange(1, 21) / 20
 MAX_ROWS = 1024
 """Rows of a matrix that the search looks at: all rows share `a`, and a sample of them ranks the candidates as well."""
 
-SHRINK = (0.80, 0.90, 1.0)
+SHRINK = (0.70, 0.80, 0.90, 1.0)
 """Shrink factors tried inside the search; the final rounding tries many more."""
 
 LEAST_GAIN = 1e-3
@@ -79,8 +81,8 @@ def sample_rows(count: int) -> NDArray[np.intp]:
 
 def _loss(matrix: Float32, chosen: Format, gram: Float32, a: Float32 | None) -> float:
     scaled = matrix if a is None else matrix * a
-    groups = scaled.reshape(-1, chosen.group_size)
-    levels = search_levels(groups, None, SHRINK, chosen.has_zeros).in_rows(len(matrix))
+    power = np.diag(gram) if a is None else np.diag(gram) / (a * a)
+    levels = levels_of(scaled, chosen.group_size, power, chosen.has_zeros, SHRINK)
     rounded = nearest(scaled, levels).dequantised()
     return loss(matrix, rounded if a is None else rounded / a, gram)
 
