@@ -17,13 +17,22 @@ from toolkit.runtime.serving import EOS, SPEC, TOKENIZER
 
 RECURSIVE = {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "string"}]}}}
 STUCK = "import sys, time\nsys.stdin.readline()\nprint('\"\"', flush=True)\nsys.stdin.readline()\ntime.sleep(60)"
+ENDLESS = """
+from orinkit.runtime import grammar
+from orinkit.serve import trial
+def turn(*_):
+    while True:
+        pass
+grammar.Grammars.compile = turn
+trial.main()
+"""
 
 
-def tried(*grammars: Grammar, command: tuple[str, ...] = COMMAND) -> list[str]:
+def tried(*grammars: Grammar, command: tuple[str, ...] = COMMAND, patience: float = 60) -> list[str]:
     """What is said of each grammar; nothing for a good one."""
 
     async def run() -> list[str]:
-        trial, said = Trial(TOKENIZER, SPEC.vocab, (EOS,), command), []
+        trial, said = Trial(TOKENIZER, SPEC.vocab, (EOS,), command, patience), []
         for grammar in grammars:
             try:
                 await trial.check(grammar)
@@ -55,9 +64,13 @@ def test_a30_a_hostile_grammar_is_harmless(grammar: Grammar) -> None:
     assert time.monotonic() - begin < 20
 
 
-def test_a30_a_child_that_does_not_end_is_killed_and_replaced() -> None:
-    said = tried(Grammar("json_object"), Grammar("json_object"), command=(sys.executable, "-c", STUCK))
+@pytest.mark.parametrize(("program", "patience"), [(STUCK, 0.5), (ENDLESS, 60)], ids=["waits", "computes"])
+def test_a30_a_child_that_does_not_end_is_killed_and_replaced(program: str, patience: float) -> None:
+    """One that computes is ended by its processor time, long before the clock."""
+    begin, command = time.monotonic(), (sys.executable, "-c", program)
+    said = tried(Grammar("json_object"), Grammar("json_object"), command=command, patience=patience)
     assert said == ["400 response_format: expected one that is compiled within 0.5 s"] * 2
+    assert time.monotonic() - begin < 60
 
 
 def test_without_anything_to_try_them_with_grammars_are_refused() -> None:

@@ -2,7 +2,8 @@
 """Grammars are tried in a process that can be killed, before the worker sees them: compiling may not end.
 
 The child reads lines of JSON: first the tokenizer, then one grammar a line; it answers each with a line, nothing or
-what is wrong. It starts with the first grammar and lives on; one that takes too long, or too much memory, ends it.
+what is wrong. It starts with the first grammar and lives on; one that takes too long, or too much memory, ends it. What
+counts is its own processor time, so that a busy machine refuses nobody; the clock is held against what merely waits.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +21,9 @@ from orinkit.runtime.grammar import Grammar, Grammars
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
 
 COMPILE_SECONDS = 0.5
+"""Processor time for one grammar."""
+PATIENCE_SECONDS = 5.0
+"""Time for its answer."""
 START_SECONDS = 20.0
 _MEMORY = 4 << 30
 """Bytes of address space of the child."""
@@ -30,10 +35,16 @@ class Trial:
     """The child, and the lock that lets one grammar in at a time."""
 
     def __init__(
-        self, tokenizer: Tokenizer, vocab: int, eos: tuple[int, ...], command: Sequence[str] = COMMAND
+        self,
+        tokenizer: Tokenizer,
+        vocab: int,
+        eos: tuple[int, ...],
+        command: Sequence[str] = COMMAND,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._first = json.dumps({"tokenizer": tokenizer.serialised, "vocab": vocab, "eos": eos}).encode() + b"\n"
         self._command = command
+        self._patience = patience
         self._child: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
@@ -42,7 +53,9 @@ class Trial:
         async with self._lock:
             if self._child is None or self._child.returncode is not None:
                 self._child = await self._start()
-            wrong = await self._say(self._child, json.dumps([grammar.kind, grammar.text]).encode() + b"\n")
+            wrong = await self._say(
+                self._child, json.dumps([grammar.kind, grammar.text]).encode() + b"\n", self._patience
+            )
         if wrong is None:
             await self.close()
             wrong = f"expected one that is compiled within {COMPILE_SECONDS:g} s"
@@ -57,9 +70,7 @@ class Trial:
             raise ServiceError("this server cannot constrain answers", 503, "no_grammars")
         return child
 
-    async def _say(
-        self, child: asyncio.subprocess.Process, line: bytes, seconds: float = COMPILE_SECONDS
-    ) -> str | None:
+    async def _say(self, child: asyncio.subprocess.Process, line: bytes, seconds: float) -> str | None:
         """What the child answers to a line; None: nothing in its time."""
         if child.stdin is None or child.stdout is None:
             return None
@@ -97,12 +108,16 @@ def main() -> None:
     _answer("")
     for line in sys.stdin:
         kind, text = json.loads(line)
+        # Nobody handles SIGPROF, so the kernel ends this process when its time is over, whatever it is doing.
+        signal.setitimer(signal.ITIMER_PROF, COMPILE_SECONDS)
         try:
             grammars.compile(Grammar(kind, text)).mask()
         except (RequestError, EngineError) as error:
-            _answer(str(error)[:500])
+            told = str(error)[:500]
         else:
-            _answer("")
+            told = ""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _answer(told)
 
 
 def _answer(text: str) -> None:
