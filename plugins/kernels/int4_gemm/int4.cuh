@@ -182,54 +182,18 @@ __device__ __forceinline__ void finish(const Int4GemmParams& p, int token, int c
   finish(p, token, column, a, b, residual_of(p, token, column));
 }
 
-// The same for eight columns from a multiple of 8, 16 bytes at a time where rows of y are aligned.
-__device__ __forceinline__ void finish_eight(const Int4GemmParams& p, int token, int column, float (&v)[8]) {
-  if (column >= p.n) return;
-  if (p.n % 8) {
+// Adds eight neighbouring float16 values.
+__device__ __forceinline__ void add_eight(const void* from, size_t at, float (&v)[8]) {
+  const uint4 more = *reinterpret_cast<const uint4*>(static_cast<const half*>(from) + at);
 #pragma unroll
-    for (int i = 0; i < 8; i += 2) finish(p, token, column + i, v[i], v[i + 1]);
-    return;
+  for (int i = 0; i < 4; ++i) {
+    const float2 m = __half22float2(halves((&more.x)[i]));
+    v[2 * i] += m.x;
+    v[2 * i + 1] += m.y;
   }
-  if (p.bias) {
-    const uint4 bias = *reinterpret_cast<const uint4*>(static_cast<const half*>(p.bias) + column);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 b = __half22float2(halves((&bias.x)[i]));
-      v[2 * i] += b.x;
-      v[2 * i + 1] += b.y;
-    }
-  }
-  const bool is_skipped = p.rows && p.rows[token] < 0;
-  if (p.swiglu) {
-    const size_t at = size_t(token) * (p.n / 2) + column / 2;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = silu(v[2 * i]) * v[2 * i + 1];
-    if (p.residual) {
-      const uint2 residual = *reinterpret_cast<const uint2*>(static_cast<const half*>(p.residual) + at);
-      const float2 r0 = __half22float2(halves(residual.x)), r1 = __half22float2(halves(residual.y));
-      v[0] += r0.x, v[1] += r0.y, v[2] += r1.x, v[3] += r1.y;
-    }
-    if (is_skipped) v[0] = v[1] = v[2] = v[3] = 0.f;
-    if (p.float32_output) {
-      *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = make_float4(v[0], v[1], v[2], v[3]);
-    } else {
-      *reinterpret_cast<uint2*>(static_cast<half*>(p.y) + at) = {bits(__floats2half2_rn(v[0], v[1])),
-                                                                 bits(__floats2half2_rn(v[2], v[3]))};
-    }
-    return;
-  }
-  const size_t at = size_t(token) * p.n + column;
-  if (p.residual) {
-    const uint4 residual = *reinterpret_cast<const uint4*>(static_cast<const half*>(p.residual) + at);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 r = __half22float2(halves((&residual.x)[i]));
-      v[2 * i] += r.x;
-      v[2 * i + 1] += r.y;
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) v[i] = is_skipped ? 0.f : v[i];
+}
+
+__device__ __forceinline__ void store_eight(const Int4GemmParams& p, size_t at, const float (&v)[8]) {
   if (p.float32_output) {
     float4* y = reinterpret_cast<float4*>(static_cast<float*>(p.y) + at);
     y[0] = make_float4(v[0], v[1], v[2], v[3]);
@@ -241,8 +205,47 @@ __device__ __forceinline__ void finish_eight(const Int4GemmParams& p, int token,
   }
 }
 
+// The four that swiglu makes of eight.
+__device__ __forceinline__ void store_gated(const Int4GemmParams& p, int token, int column, bool is_skipped,
+                                            const float (&v)[8]) {
+  const size_t at = size_t(token) * (p.n / 2) + column / 2;
+  float g[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) g[i] = silu(v[2 * i]) * v[2 * i + 1];
+  if (p.residual) {
+    const uint2 residual = *reinterpret_cast<const uint2*>(static_cast<const half*>(p.residual) + at);
+    const float2 r0 = __half22float2(halves(residual.x)), r1 = __half22float2(halves(residual.y));
+    g[0] += r0.x, g[1] += r0.y, g[2] += r1.x, g[3] += r1.y;
+  }
+  if (is_skipped) g[0] = g[1] = g[2] = g[3] = 0.f;
+  if (p.float32_output) {
+    *reinterpret_cast<float4*>(static_cast<float*>(p.y) + at) = make_float4(g[0], g[1], g[2], g[3]);
+  } else {
+    *reinterpret_cast<uint2*>(static_cast<half*>(p.y) + at) = {bits(__floats2half2_rn(g[0], g[1])),
+                                                               bits(__floats2half2_rn(g[2], g[3]))};
+  }
+}
+
+// The same for eight columns from a multiple of 8, where n is one too: 16 bytes at a time.
+__device__ __forceinline__ void finish_eight(const Int4GemmParams& p, int token, int column, float (&v)[8]) {
+  const size_t at = size_t(token) * p.n + column;
+  bool is_skipped = false;
+  if (!p.is_plain) {
+    if (p.bias) add_eight(p.bias, column, v);
+    is_skipped = p.rows && p.rows[token] < 0;
+    if (p.swiglu) {
+      store_gated(p, token, column, is_skipped, v);
+      return;
+    }
+  }
+  if (p.residual) add_eight(p.residual, at, v);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = is_skipped ? 0.f : v[i];
+  store_eight(p, at, v);
+}
+
 // The last of the blocks that share an output tile adds up what all of them left in `partials`, always in the order of
-// the splits, so that the result does not depend on who comes last. The semaphore is zero again afterwards.
+// the splits. The semaphore is zero again afterwards.
 __device__ __forceinline__ bool is_last_split(const Int4GemmParams& p, int tile) {
   __threadfence();
   __syncthreads();
@@ -254,36 +257,6 @@ __device__ __forceinline__ bool is_last_split(const Int4GemmParams& p, int tile)
   __syncthreads();
   __threadfence();
   return arrived == p.splits - 1;
-}
-
-__device__ __forceinline__ void keep_partial(const Int4GemmParams& p, int split, int token, int column, float a,
-                                             float b) {
-  if (column >= p.n) return;
-  float* to = p.partials + (size_t(split) * p.tokens + token) * p.n + column;
-  if (p.n % 2 == 0) {
-    *reinterpret_cast<float2*>(to) = make_float2(a, b);
-  } else {
-    to[0] = a;
-    if (column + 1 < p.n) to[1] = b;
-  }
-}
-
-__device__ __forceinline__ void finish_splits(const Int4GemmParams& p, int token, int column) {
-  if (column >= p.n) return;
-  float a = 0.f, b = 0.f;
-#pragma unroll 1
-  for (int split = 0; split < p.splits; ++split) {
-    const float* from = p.partials + (size_t(split) * p.tokens + token) * p.n + column;
-    if (p.n % 2 == 0) {
-      const float2 v = __ldcg(reinterpret_cast<const float2*>(from));
-      a += v.x;
-      b += v.y;
-    } else {
-      a += __ldcg(from);
-      if (column + 1 < p.n) b += __ldcg(from + 1);
-    }
-  }
-  finish(p, token, column, a, b);
 }
 
 }  // namespace orin

@@ -37,15 +37,14 @@ const Kernel few[3][2][2][2] = {ORIN_FEW_GROUP(32), ORIN_FEW_GROUP(64), ORIN_FEW
 const Kernel few_norm[3][2][2][3] = {ORIN_NORM_GROUP(32), ORIN_NORM_GROUP(64), ORIN_NORM_GROUP(128)};
 
 #define ORIN_MANY(group, tile, zeros, shared) {"int4_gemm_many", "int4_gemm_many_" #group "_" #tile zeros, shared}
-#define ORIN_MANY_GROUP(group)                                                                                    \
-  {                                                                                                               \
-    {ORIN_MANY(group, 32x64, "", 65536), ORIN_MANY(group, 32x128, "", 65536), ORIN_MANY(group, 64x64, "", 98304), \
-     ORIN_MANY(group, 64x128, "", 81920), ORIN_MANY(group, 64x256, "", 81920)},                                   \
-    {                                                                                                             \
-      ORIN_MANY(group, 32x64, "_zeros", 65536), ORIN_MANY(group, 32x128, "_zeros", 65536),                        \
-          ORIN_MANY(group, 64x64, "_zeros", 98304), ORIN_MANY(group, 64x128, "_zeros", 81920),                    \
-          ORIN_MANY(group, 64x128, "_zeros", 81920)                                                               \
-    }                                                                                                             \
+#define ORIN_MANY_TILES(group, zeros)                                                \
+  ORIN_MANY(group, 32x64x2, zeros, 65536), ORIN_MANY(group, 32x128x1, zeros, 65536), \
+      ORIN_MANY(group, 64x128x1, zeros, 98304), ORIN_MANY(group, 64x128x2, zeros, 98304)
+#define ORIN_MANY_GROUP(group)                                                      \
+  {                                                                                 \
+    {ORIN_MANY_TILES(group, ""), ORIN_MANY(group, 64x256x1, "", 81920)}, {          \
+      ORIN_MANY_TILES(group, "_zeros"), ORIN_MANY(group, 64x128x1, "_zeros", 98304) \
+    }                                                                               \
   }
 const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), ORIN_MANY_GROUP(128)};
 
@@ -133,12 +132,15 @@ size_t picked_bytes(const Int4Gemm& a, const Choice& c) {
   return c.normalises_first && c.is_few() && a.rows ? kFewTokens * sizeof(int) : 0;
 }
 
-size_t partial_bytes(const Int4Gemm& a, const Choice& c) {
-  return c.splits > 1 ? size_t(c.splits) * a.tokens * a.n * 4 : 0;
+// Each thread of each block leaves its sums.
+size_t partial_bytes(const Choice& c) {
+  if (c.splits == 1) return 0;
+  const Tile& t = kTiles[c.tile];
+  return size_t(c.splits) * c.blocks * t.tokens * t.rows * t.shares * 4;
 }
 
 size_t workspace_bytes(const Int4Gemm& a, const Choice& c) {
-  return normed_bytes(a, c) + picked_bytes(a, c) + partial_bytes(a, c);
+  return normed_bytes(a, c) + picked_bytes(a, c) + partial_bytes(c);
 }
 
 Int4GemmParams params_of(const Int4Gemm& a, const Choice& c) {
@@ -212,8 +214,8 @@ ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count
     std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds%s", c.warps_n, c.warps_k,
                   c.blocks, c.warp_tiles, c.rounds, norm);
   } else {
-    std::snprintf(text, sizeof text, "many %dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
-                  kTiles[c.tile].rows, c.blocks, c.splits, c.group_m, norm);
+    std::snprintf(text, sizeof text, "many %dx%dx%d, %d tiles, %d splits, %d deep%s", kTiles[c.tile].tokens,
+                  kTiles[c.tile].rows, kTiles[c.tile].shares, c.blocks, c.splits, c.group_m, norm);
   }
   return text;
 }

@@ -35,7 +35,7 @@ struct Int4GemmParams {
   const void* bias;      // float16 [n] or null
   const void* residual;  // float16 [tokens, n'] or null
   void* y;               // [tokens, n'], n' = n, or n/2 for swiglu
-  float* partials;       // many: [splits, tokens, n] when splits > 1
+  float* partials;       // many: [splits, tiles, sums of a block] when splits > 1
   int* semaphores;       // many: one per output tile when splits > 1; zero before and after
   int splits;            // many: blocks that share the columns of one output tile
   int group_m;           // many: tiles along the tokens that run together

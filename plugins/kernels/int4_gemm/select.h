@@ -25,20 +25,22 @@ struct Shape {
 // the choice; Orin's were not measured and are taken to be the same.
 struct Tile {
   int tokens, rows;
+  int shares;  // warps that share rows of W, each with its part of the columns
   int threads, stages;
   int blocks_per_sm;  // that fit beside each other
   float chunk_cost;   // of 128 columns of a tile that has its SM to itself
-  float crowd_cost;   // what each further tile of the SM adds, as a part of that
+  float crowd_cost;   // what each further tile beside it adds, as a part of that
   float fixed_cost;   // first copies and epilogue
 };
 
 constexpr Tile kTiles[] = {
-    {32, 64, 128, 4, 4, 0.525f, 0.7f, 3.2f},  {32, 128, 128, 3, 4, 0.765f, 0.66f, 3.8f},
-    {64, 64, 128, 4, 2, 0.875f, 0.85f, 2.9f}, {64, 128, 128, 3, 3, 1.1f, 0.69f, 5.5f},
-    {64, 256, 128, 2, 2, 1.81f, 0.77f, 6.f},
+    {32, 64, 2, 256, 4, 2, 0.42f, 0.85f, 3.3f},  {32, 128, 1, 128, 3, 4, 0.74f, 0.57f, 3.6f},
+    {64, 128, 1, 128, 3, 3, 1.08f, 0.61f, 4.6f}, {64, 128, 2, 256, 3, 1, 1.f, 0.f, 4.2f},
+    {64, 256, 1, 128, 2, 2, 1.72f, 0.75f, 5.f},
 };
-constexpr float kSplitCost = 2.5f;              // of splitting columns; and of the values that are left and added up:
-constexpr float kAddCost[] = {3e-4f, 1.5e-4f};  // each, and each of each split
+constexpr float kSplitCost =
+    2.3f;  // of splitting columns; and of sums that are left, which share L2, and then added up:
+constexpr float kLeaveCost = 2.3e-4f, kAddCost = 4e-5f;  // each of an SM, and each of all splits of a tile
 constexpr int kNumTiles = sizeof(kTiles) / sizeof(kTiles[0]);
 
 struct Choice {
@@ -143,15 +145,18 @@ inline Choice choose_few(const Shape& s, const Device& device) {
   return c;
 }
 
-// Time of a launch by the costs above, from what the busiest SM has to do.
+// Time of a launch by the costs above, from what the busiest SM has to do: as many blocks as fit, then the next.
 inline float many_cost(const Shape& s, const Device& device, const Tile& t, int tiles, int splits) {
   const int blocks = ceil_div(tiles * splits, device.sm_count);
-  const float chunks = ceil_div(num_chunks(s), splits) * t.chunk_cost * (1.f + (blocks - 1) * t.crowd_cost);
-  const float adding = splits > 1 ? kSplitCost + t.tokens * t.rows * (kAddCost[0] + kAddCost[1] * splits) : 0.f;
-  return chunks + ceil_div(blocks, t.blocks_per_sm) * t.fixed_cost + adding;
+  const int waves = blocks / t.blocks_per_sm, rest = blocks % t.blocks_per_sm;
+  const float wave = 1.f + (t.blocks_per_sm - 1) * t.crowd_cost, last = rest ? 1.f + (rest - 1) * t.crowd_cost : 0.f;
+  const float chunks = ceil_div(num_chunks(s), splits) * t.chunk_cost * (waves * wave + last);
+  const float sums = float(t.tokens * t.rows * t.shares) * splits;
+  const float adding = kSplitCost + (kLeaveCost * tiles / device.sm_count + kAddCost) * sums;
+  return chunks + ceil_div(blocks, t.blocks_per_sm) * t.fixed_cost + (splits > 1 ? adding : 0.f);
 }
 
-// The tile and the split of columns with the shortest time. Splits only up to two blocks per SM.
+// The tile and the split of columns with the shortest time. Splits only up to three blocks per SM.
 inline Choice choose_many(const Shape& s, const Device& device) {
   Choice best;
   float best_cost = 1e30f;
@@ -160,7 +165,7 @@ inline Choice choose_many(const Shape& s, const Device& device) {
     if (many_shared(s, t) > device.max_shared_bytes || (s.has_zeros && t.rows > 128)) continue;
     const int tiles_m = ceil_div(s.tokens, t.tokens), tiles = tiles_m * ceil_div(s.n, t.rows);
     for (int splits = 1; splits <= std::min(kMaxSplits, num_chunks(s)); ++splits) {
-      if (splits > 1 && tiles * splits > 2 * device.sm_count) break;
+      if (splits > 1 && tiles * splits > 3 * device.sm_count) break;
       const float cost = many_cost(s, device, t, tiles, splits);
       if (cost >= best_cost) continue;
       best_cost = cost;
