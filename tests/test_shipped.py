@@ -151,7 +151,7 @@ def keys_of_data(data: Any) -> dict[str, Any]:
 
 
 def test_the_example_of_the_docs_has_every_key_of_a_recipe_with_its_default() -> None:
-    (example,) = yaml_blocks("recipes.md")
+    example, *_ = yaml_blocks("recipes.md")
     assert keys_of_data(example) == keys(Recipe)
     read = config.parse(example, Recipe, "docs/recipes.md")
     source = example["checkpoint"]

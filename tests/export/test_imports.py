@@ -196,7 +196,7 @@ def test_what_inspect_says(tmp_path: Path) -> None:
     assert [line.split()[:2] for line in lines if line.endswith(" MB")] == [
         ["embedding", "float16"],
         ["float32", "float32"],
-        ["head", "int4"],
+        ["head", "int4-g32"],
         ["imported", "int4"],
         ["wide", "float16"],
         ["total", lines[-3].split()[1]],
