@@ -21,7 +21,9 @@ def describe(plan: Plan) -> Iterator[str]:
     yield f"positions: {spec.max_positions}, capacity {recipe.shapes.capacity}"
     sizes: Counter[tuple[str, str]] = Counter()
     for weight in plan.stored():
-        sizes[weight.role, str(quantise.chosen_format(weight, recipe))] += quantise.stored_bytes(weight, recipe)
+        chosen = quantise.chosen_format(weight, recipe)
+        shown = chosen.kind if weight.integers else str(chosen)  # integers bring groups of their own
+        sizes[weight.role, shown] += quantise.stored_bytes(weight, recipe)
     for (role, kind), size in sorted(sizes.items()):
         yield f"  {role:<12} {kind:<9} {size / 1e6:10.2f} MB"
     yield f"  {'total':<22} {plan.data_bytes() / 1e6:10.2f} MB"
