@@ -65,7 +65,11 @@ def verdict(data: Any, schema: Any) -> bool:
     return True
 
 
-@given(VALUES, st.sampled_from([fields.MESSAGE, fields.CHAT["properties"]["stop"], fields.CHAT["properties"]["n"]]))
+SCHEMAS = [fields.MESSAGE, *(fields.COMPLETION["properties"][name] for name in ("stop", "n", "prompt"))]
+IDS = st.lists(st.integers(-1, 3) | st.sampled_from([2**31, 2**63, 1.0, 1.5, True, None]), max_size=4)
+
+
+@given(VALUES | IDS, st.sampled_from(SCHEMAS))
 def test_a_schema_means_what_json_schema_means(data: Any, schema: Any) -> None:
     assert verdict(data, schema) == jsonschema.Draft202012Validator(schema).is_valid(data)
 

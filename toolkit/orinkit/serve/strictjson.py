@@ -55,8 +55,9 @@ def check(data: Any, schema: Schema, where: str = "") -> None:
     _check_bounds(data, schema, where)
     if kind == "object":
         _check_object(data, schema, where)
-    for index, item in enumerate(data if kind == "array" and "items" in schema else ()):
-        check(item, schema["items"], f"{where}[{index}]")
+    if kind == "array" and "items" in schema and not _are_whole(data, schema["items"]):
+        for index, item in enumerate(data):
+            check(item, schema["items"], f"{where}[{index}]")
     return None
 
 
@@ -117,6 +118,13 @@ def _check_any(data: Any, choices: list[Schema], where: str) -> None:
 def _described(choice: Schema) -> str:
     kind = choice.get("properties", {}).get("type", {}).get("enum")
     return f"an object of type {' or '.join(kind)}" if kind else str(_KINDS[choice["type"]][1])
+
+
+def _are_whole(data: list[Any], schema: Schema) -> bool:
+    """Whether all are whole numbers as `schema` wants them, seen at once: a prompt of token ids is long."""
+    if schema.get("type") != "integer" or "enum" in schema or set(map(type, data)) != {int}:
+        return False
+    return bool(schema.get("minimum", -math.inf) <= min(data) and max(data) <= schema.get("maximum", math.inf))
 
 
 def _check_bounds(data: Any, schema: Schema, where: str) -> None:
