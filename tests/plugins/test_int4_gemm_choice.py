@@ -30,18 +30,60 @@ int main(int, char** v) {
               tiles);
 }
 """
+STREAM_PROGRAM = """
+#include <cstdio>
+#include <cstdlib>
+#include "kernels/int4_gemm/stream.h"
+using namespace orin;
+using namespace orin::int4_gemm;
+// Units, chunks and warps of a block against what the kernel makes of them.
+bool covers(int units, int chunks, const StreamChoice& c) {
+  const unsigned pieces_magic = magic(c.warp_pieces), chunks_magic = magic(chunks);
+  const auto divide = [](int v, unsigned m) { return m ? int((uint64_t(v) * m) >> 32) : v; };
+  if (c.warps * c.warp_pieces < units * chunks) return false;
+  for (int i = 0; i < units * chunks; ++i) {
+    const int unit = divide(i, chunks_magic), warp = divide(i, pieces_magic);
+    if (unit != i / chunks || warp != i / c.warp_pieces) return false;
+    if (warp - divide(unit * chunks, pieces_magic) >= c.parts) return false;
+  }
+  return true;
+}
+int main(int, char** v) {
+  const bool norm = v[5][0] == '1', zeros = v[6][0] == '1';
+  const Shape s{std::atoi(v[1]), std::atoi(v[2]), std::atoi(v[3]), std::atoi(v[4]), norm, false, zeros};
+  Device d;
+  d.sm_count = std::atoi(v[7]), d.max_shared_bytes = std::atoi(v[8]);
+  if (!streams(s, d)) return std::printf("0\\n"), 0;
+  const StreamChoice c = choose_stream(s, d);
+  const StreamShared at = stream_shared(s, c);
+  const bool in_order = at.offsets < at.factors && at.factors <= at.squares && at.squares <= at.ring &&
+                        at.ring % 16 == 0 && at.ring < at.parts && at.parts % 16 == 0 && at.parts < at.bytes;
+  const int most = ceil_div(num_units(s, c), c.blocks);
+  const bool fits = most < 65536 && num_chunks(s) < 65536 && c.warp_pieces < 65536;
+  const bool is_covered = covers(most, num_chunks(s), c) && covers(num_units(s, c) / c.blocks, num_chunks(s), c);
+  std::printf("1 %d %d %d %d %d\\n", c.warps, c.stripes, c.blocks, at.bytes, in_order && fits && is_covered);
+}
+"""
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(folder: Path, text: str) -> Path:
     compiler = shutil.which("g++") or pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("choice")
     source = folder / "choice.cpp"
-    source.write_text(PROGRAM, encoding="utf-8")
+    source.write_text(text, encoding="utf-8")
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{PLUGINS}"]
     command = [compiler, *flags, "-o", str(folder / "choice"), str(source)]
     subprocess.run(command, check=True)
     return folder / "choice"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("choice"), PROGRAM)
+
+
+@pytest.fixture(scope="module")
+def stream_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("stream"), STREAM_PROGRAM)
 
 
 def choose(
@@ -111,3 +153,49 @@ def test_zero_points_have_no_tile_of_256_rows(program: Path) -> None:
 def test_sums_that_do_not_fit_are_added_up_in_rounds(program: Path) -> None:
     assert choose(program, 1, 248320, 1024, H200, norm=1)[6] == 1
     assert choose(program, 16, 248320, 1024, H200, norm=1)[6] == 15
+
+
+@pytest.mark.parametrize("device", [ORIN, H200])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8])
+@pytest.mark.parametrize(
+    ("n", "k"), [(7168, 1024), (1024, 3584), (248320, 1024), (2560, 9216), (8, 128), (5120, 25600), (151936, 4096)]
+)
+def test_every_piece_has_its_warp_and_every_sum_its_place(
+    stream_program: Path, tokens: int, n: int, k: int, device: tuple[int, int]
+) -> None:
+    for group in (32, 64, 128):
+        for norm, zeros in ((0, 0), (1, 1)):
+            found = choose(stream_program, tokens, n, k, device, group, norm, zeros)
+            if found == (0,):
+                assert tokens > 1
+                continue
+            _, warps, stripes, blocks, shared, is_right = found
+            assert (warps, is_right) == (16, 1)
+            assert stripes in (1, 2)
+            assert blocks >= 1
+            assert shared <= 160 * 1024
+
+
+@pytest.mark.parametrize(
+    ("case", "norm", "wanted"),
+    [
+        ((1, 7168, 1024, H200), 1, (1, 16, 2, 132)),
+        ((1, 1024, 3584, H200), 0, (1, 16, 1, 128)),
+        ((1, 248320, 1024, H200), 1, (1, 16, 2, 132)),
+        ((1, 2560, 9216, H200), 0, (1, 16, 2, 132)),
+        ((8, 18432, 2560, H200), 1, (1, 16, 2, 132)),
+        ((8, 2560, 9216, H200), 0, (0,)),
+        ((9, 7168, 1024, H200), 1, (0,)),
+        ((1, 7160, 1024, H200), 1, (1, 16, 1, 132)),
+        ((1, 7161, 1024, H200), 1, (0,)),
+        ((1, 7168, 1056, H200), 1, (0,)),
+        ((1, 7168, 1024, ORIN), 1, (1, 16, 2, 16)),
+        ((1, 1024, 3584, ORIN), 0, (1, 16, 2, 16)),
+    ],
+)
+def test_what_is_streamed(
+    stream_program: Path, case: tuple[int, int, int, tuple[int, int]], norm: int, wanted: tuple[int, ...]
+) -> None:
+    """Whether, warps, stripes of a unit, blocks. Measured on the H200 alone."""
+    group = 32 if case[2] % 128 else 128
+    assert choose(stream_program, *case, group=group, norm=norm)[:4] == wanted

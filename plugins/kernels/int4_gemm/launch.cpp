@@ -7,6 +7,8 @@
 #include "common/status.h"
 #include "kernels/int4_gemm/params.h"
 #include "kernels/int4_gemm/select.h"
+#include "kernels/int4_gemm/stream.h"
+#include "kernels/int4_gemm/tuned.h"
 
 namespace orin {
 namespace {
@@ -47,6 +49,21 @@ const Kernel few_norm[3][2][2][3] = {ORIN_NORM_GROUP(32), ORIN_NORM_GROUP(64), O
     }                                                                               \
   }
 const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), ORIN_MANY_GROUP(128)};
+
+#define ORIN_STREAM(group, tokens, stripes, name) \
+  {"int4_gemm_stream", "int4_gemm_stream_" #group "_" #tokens "_" #stripes name, kMaxShared}
+#define ORIN_STREAM_STRIPES(group, tokens, name) \
+  {ORIN_STREAM(group, tokens, 1, name), ORIN_STREAM(group, tokens, 2, name)}
+#define ORIN_STREAM_GROUP(group)                                                             \
+  {                                                                                          \
+    {ORIN_STREAM_STRIPES(group, 1, ""), ORIN_STREAM_STRIPES(group, 1, "_norm"),              \
+     ORIN_STREAM_STRIPES(group, 8, "_norm")},                                                \
+    {                                                                                        \
+      ORIN_STREAM_STRIPES(group, 1, "_zeros"), ORIN_STREAM_STRIPES(group, 1, "_zeros_norm"), \
+          ORIN_STREAM_STRIPES(group, 8, "_zeros_norm")                                       \
+    }                                                                                        \
+  }
+const Kernel streamed[3][2][3][2] = {ORIN_STREAM_GROUP(32), ORIN_STREAM_GROUP(64), ORIN_STREAM_GROUP(128)};
 
 const Kernel norm_rows("int4_gemm_prepare", "int4_gemm_norm_rows");
 const Kernel layout("int4_gemm_prepare", "int4_gemm_layout");
@@ -90,10 +107,10 @@ Shape shape_of(const Int4Gemm& a) {
   return {a.tokens, a.n, a.k, a.group_size, has_norm, a.rows != nullptr, a.zeros != nullptr, has_columns};
 }
 
-// The choice of select.h with the tuner's wishes in place.
+// The choice of tuned.h or else select.h, with the tuner's wishes in place.
 Choice choice_of(const Int4Gemm& a, const Device& device) {
   const Shape s = shape_of(a);
-  if (!a.tile) return choose(s, device);
+  if (!a.tile) return tuned_or_chosen(s, device);
   Choice c;
   c.tile = a.tile - 2;
   if (c.is_few()) {
@@ -188,6 +205,39 @@ int launch_few(const Int4Gemm& a, const Choice& c, Int4GemmParams p, Stream stre
   return kernel.launch({unsigned(c.blocks)}, block, at.bytes, stream, p);
 }
 
+// The streaming path's choice with the tuner's wishes in place.
+StreamChoice stream_choice_of(const Int4Gemm& a, const Device& device) {
+  const Shape s = shape_of(a);
+  StreamChoice c = choose_stream(s, device);
+  if (!a.tile) return c;
+  const StreamChoice chosen = c;
+  if (a.warps_k) c.warps = std::min(a.warps_k, kStreamWarps);
+  if (a.stripes) c.stripes = a.stripes > 1 && s.n % (2 * kStripeRows) == 0 ? 2 : 1;
+  c.blocks = a.blocks ? a.blocks : device.sm_count;
+  const int shared = std::min(kMaxShared, device.max_shared_bytes);
+  spread_pieces(s, shared, c);
+  return stream_shared(s, c).bytes <= shared ? c : chosen;
+}
+
+int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmParams& gemm, Stream stream) {
+  const Shape s = shape_of(a);
+  const StreamShared at = stream_shared(s, c);
+  const int groups = s.k / s.group_size, units = num_units(s, c), chunks = num_chunks(s);
+  Int4StreamParams p{};
+  p.x = gemm.x, p.weight = gemm.weight, p.scales = gemm.scales, p.norm = gemm.norm;
+  p.tokens = s.tokens, p.chunks = chunks, p.has_rows = gemm.rows != nullptr;
+  p.block_units = units / c.blocks, p.more_units = units % c.blocks, p.warp_pieces = c.warp_pieces;
+  p.chunks_magic = magic(chunks), p.pieces_magic = magic(c.warp_pieces), p.tokens_magic = magic(s.tokens);
+  p.parts = c.parts;
+  p.offsets_at = at.offsets, p.factors_at = at.factors, p.squares_at = at.squares;
+  p.ring_at = at.ring, p.parts_at = at.parts;
+  p.gemm = gemm;
+  p.gemm.stripe_zero_bytes = 8 * ((groups + 1) / 2), p.gemm.inverse_k = 1.f / s.k;
+  const int kind = s.tokens > 1 ? 2 : s.has_norm;
+  const Kernel& kernel = streamed[group_index(a.group_size)][s.has_zeros][kind][c.stripes - 1];
+  return kernel.launch({unsigned(c.blocks)}, {unsigned(32 * c.warps)}, at.bytes, stream, p);
+}
+
 }  // namespace
 }  // namespace orin
 
@@ -210,7 +260,11 @@ ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count
   device.sm_count = sm_count, device.max_shared_bytes = max_shared_bytes;
   const Choice c = choice_of(*a, device);
   const char* norm = c.normalises_first ? ", norm first" : "";
-  if (c.is_few()) {
+  if (c.is_few() && streams(shape_of(*a), device)) {
+    const StreamChoice stream = stream_choice_of(*a, device);
+    std::snprintf(text, sizeof text, "stream %d warps, %d blocks of units of %d rows, %d pieces of a warp%s",
+                  stream.warps, stream.blocks, kStripeRows * stream.stripes, stream.warp_pieces, norm);
+  } else if (c.is_few()) {
     std::snprintf(text, sizeof text, "few %dx%d warps, %d blocks, %d tiles in %d rounds%s", c.warps_n, c.warps_k,
                   c.blocks, c.warp_tiles, c.rounds, norm);
   } else {
@@ -236,6 +290,8 @@ ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
   if (c.normalises_first) {
     if (const int status = prepare(*a, c, p, stream)) return status;
   }
+  if (c.is_few() && streams(shape_of(*a), device()))
+    return launch_streamed(*a, stream_choice_of(*a, device()), p, stream);
   if (c.is_few()) return launch_few(*a, c, p, stream);
   const Tile& tile = kTiles[c.tile];
   const Kernel& kernel = many[group_index(a->group_size)][a->zeros != nullptr][c.tile];

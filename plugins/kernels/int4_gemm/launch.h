@@ -11,10 +11,11 @@
 // workspace: orin_int4_gemm_workspace bytes, contents arbitrary, not shared by launches that may run at the same time.
 // semaphores: orin_int4_gemm_semaphores bytes, zeroed once by the caller; a launch leaves them zero. The same rule.
 //
-// tile, splits, warps_n, warps_k, stripes, blocks: 0 = chosen by select.h; else the tuner's wish, as far as registers
-// and shared memory allow. tile: 1 = the path for few tokens, 2.. = kTiles. splits: of columns, more than 16 tokens.
-// stripes: tiles of a warp between two barriers, few tokens with a norm. blocks: few tokens: most blocks; else tiles
-// along the tokens that run together.
+// tile, splits, warps_n, warps_k, stripes, blocks: 0 = chosen by select.h and stream.h; else the tuner's wish, as far
+// as registers and shared memory allow. tile: 1 = the paths for few tokens, 2.. = kTiles. splits: of columns, more than
+// 16 tokens. stripes: streaming: stripes of a unit, 1 or 2; else tiles of a warp between two barriers, few tokens with
+// a norm. warps_k: streaming: warps of a block. blocks: few tokens: most blocks; else tiles along the tokens that run
+// together.
 // clang-format off
 #define ORIN_INT4_GEMM_FIELDS(P, I, F)                                                                     \
   P(x) P(weight) P(scales) P(zeros) P(norm) P(bias) P(residual) P(rows) P(columns) P(y)                    \

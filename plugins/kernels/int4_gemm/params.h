@@ -41,6 +41,26 @@ struct Int4GemmParams {
   int group_m;           // many: tiles along the tokens that run together
 };
 
+constexpr int kStreamWarps = 16;  // of a block of the streaming path, at most
+constexpr int kStreamStages = 3;  // of a warp's ring
+
+// Of the streaming path. What a launch needs first lies together, in the line of the constant cache in which the
+// parameters begin: each further line costs it a tenth of a microsecond.
+struct Int4StreamParams {
+  const void* x;
+  const void* weight;
+  const void* scales;
+  const void* norm;
+  unsigned chunks_magic;  // ceil(2^32 / divisor), 0 for 1; here and below
+  unsigned short tokens, chunks;
+  unsigned short block_units, more_units;  // units of each block; the first more_units have one more
+  unsigned short warp_pieces, has_rows;
+  unsigned pieces_magic, tokens_magic;  // of warp_pieces and tokens
+  int parts;
+  int offsets_at, factors_at, squares_at, ring_at, parts_at;  // in shared memory, see stream.h
+  Int4GemmParams gemm;
+};
+
 struct NormRowsParams {
   const void* x;       // float16 [*, k]
   const float* norm;   // [k] or null

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: Apache-2.0
+// OrinInt4Gemm for one token, or for up to 8 with a norm in front: W passes by once, at the speed of memory.
+//
+// A unit is one or two stripes of W (8 or 16 rows); a block takes every gridDim.x-th. The pieces (unit, chunk of 128
+// columns) of all its units lie in one row, of which each warp takes an equal part, whatever the shape:
+//
+//   units of the block   |     0     |     1     |     2     |   a warp keeps the sums of a unit in registers and
+//   leaves chunks               |0 1 2 3 4 5|0 1 2 3 4 5|0 1 2 3 4 5|   them in shared memory where the unit, or its
+//   part of it, warps                |---0---|---1---|---2---|---3---|---|   ends. Behind a barrier they are added in
+//   order of warps.
+//
+// A warp's pieces come through a ring in shared memory of its own: what is in flight is then a matter of the ring and
+// not of how many scoreboards a warp has. Tokens go to shared memory once, in the order of the operand, while the first
+// pieces are on their way; they are asked for first, because they would queue behind W. RMSNorm needs no sum over the
+// row before the products: a chunk is divided by its own root mean square, which keeps float16 in range whatever the
+// tokens' size, multiplied back in float32, and the squares of all chunks are added up at the end.
+#include "kernels/int4_gemm/few.cuh"
+
+using namespace orin;
+
+namespace {
+
+// By a divisor whose magic is ceil(2^32 / divisor), 0 for 1; exact as long as value * divisor < 2^32.
+__device__ __forceinline__ int divide(int value, uint32 magic) { return magic ? __umulhi(value, magic) : value; }
+
+template <int kBytes>
+__device__ __forceinline__ void copy(char* to, const char* from) {
+  if (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(shared_address(to)), "l"(from) : "memory");
+  }
+}
+
+__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+template <int kPending>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+  __syncwarp();
+}
+
+template <int kGroup, int kTokens, bool kZeros, bool kNorm, int kStripes>
+class Streamed {
+  static constexpr int kGroups = Piece<kGroup>::kGroups;
+  static constexpr int kZeroPairs = kZeros ? Piece<kGroup>::kZeroPairs : 0;
+  static constexpr int kWords = 4 / kGroups;                        // of a lane in a group
+  static constexpr int kLaneTokens = kTokens == 1 ? 1 : 2;          // 2t and 2t + 1
+  static constexpr int kRows = kStripes * kStripeRows;              // of a unit
+  static constexpr int kVectors = kTokens > 1 ? 2 : kNorm ? 1 : 3;  // of eight columns, of a thread at a time
+  static constexpr int kChunkVectors = kChunkColumns / 8;
+  static constexpr int kScalesAt = kStripes * 512;  // in a stage of the ring: W, scales, zero points
+  static constexpr int kZerosAt = kScalesAt + kStripes * kGroups * 16;
+  static constexpr int kStageBytes = (kZerosAt + kStripes * kZeroPairs * 8 + 15) / 16 * 16;
+
+  struct Sums {
+    float v[kStripes][kLaneTokens];
+  };
+
+  // A pair of rows of one token.
+  struct Item {
+    int unit, token, row;  // row of the unit
+  };
+
+ public:
+  __device__ explicit Streamed(const Int4StreamParams& params)
+      : p(params),
+        thread(threadIdx.x),
+        lane(threadIdx.x % kWarp),
+        warp(threadIdx.x / kWarp),
+        num_tokens(kTokens == 1 ? 1 : params.tokens),
+        chunks(params.chunks) {}
+
+  __device__ void run() {
+    const int vectors = num_tokens * chunks * kChunkVectors;
+    load_tokens(thread, vectors);
+    const int units = p.block_units + (blockIdx.x < p.more_units);
+    const int begin = warp * p.warp_pieces;
+    const int count = min(int(p.warp_pieces), units * chunks - begin);
+    int unit = divide(begin, p.chunks_magic);
+    int chunk = begin - unit * chunks;
+    const int pieces = p.has_rows && all_skipped(p.gemm) ? 0 : count;
+    point(unit, chunk);
+    char* const ring = shared() + p.ring_at + warp * (kStreamStages * kStageBytes);
+#pragma unroll
+    for (int j = 0; j < kStreamStages; ++j) {
+      if (j < pieces) fetch(ring + j * kStageBytes);
+      end_of_copies();
+    }
+    const Item item = item_of(thread);
+    uint32 residual = 0;
+    if (p.gemm.is_plain && p.gemm.residual && item.unit < units) residual = *residual_at(item);
+    prepare_tokens(thread, vectors);
+#pragma unroll 1
+    for (int first = thread + kVectors * blockDim.x; first < vectors; first += kVectors * blockDim.x) {
+      load_tokens(first, vectors);
+      prepare_tokens(first, vectors);
+    }
+    __syncthreads();
+    const float scale = item.unit < units ? scale_of(item.token) : 0.f;
+    Sums sums = {};
+    int stage = 0;
+#pragma unroll 1
+    for (int left = pieces; left > 0; --left) {
+      wait_for_copies<kStreamStages - 1>();
+      multiply(ring + stage * kStageBytes, chunk, sums);
+      if (left > kStreamStages) fetch(ring + stage * kStageBytes);  // all lanes have read: they multiplied together
+      end_of_copies();
+      if (++stage == kStreamStages) stage = 0;
+      if (++chunk == chunks) {
+        chunk = 0;
+        leave(sums, unit++);
+        sums = {};
+      }
+    }
+    if (chunk && pieces > 0) leave(sums, unit);
+    __syncthreads();
+    if (item.unit < units) add_up(units, p.has_rows && all_skipped(p.gemm), item, scale, residual);
+  }
+
+ private:
+  __device__ uint32 stripe_bytes() const { return chunks * 512; }
+  __device__ uint32 stripe_scale_bytes() const { return chunks * (16 * kGroups); }
+
+  // To the pieces from `chunk` of a unit of the block on: W by lane, scales by stripe and group, zero points by stripe.
+  __device__ void point(int unit, int chunk) {
+    const uint32 stripe = (blockIdx.x + unit * gridDim.x) * kStripes;
+    next_chunk = chunk;
+    weight = static_cast<const char*>(p.weight) + (size_t(stripe) * stripe_bytes() + uint32(chunk * 512 + lane * 16));
+    const uint32 of_scales = lane / kGroups % kStripes * stripe_scale_bytes() + lane % kGroups * 16;
+    scales = static_cast<const char*>(p.scales) +
+             (size_t(stripe) * stripe_scale_bytes() + uint32(chunk * (16 * kGroups)) + of_scales);
+    if (kZeros) {
+      constexpr int kPairs = kZeros ? kZeroPairs : 1;
+      const uint32 of_zeros = lane / kPairs % kStripes * p.gemm.stripe_zero_bytes + lane % kPairs * 8;
+      zeros = static_cast<const char*>(p.gemm.zeros) + (size_t(stripe) * p.gemm.stripe_zero_bytes + of_zeros);
+    }
+  }
+
+  // Ask for the next piece.
+  __device__ void fetch(char* stage) {
+    if (lane < kStripes * kGroups) copy<16>(stage + kScalesAt + lane * 16, scales);
+    if (kZeros && lane < kStripes * kZeroPairs) {
+      copy<8>(stage + kZerosAt + lane * 8, zeros + next_chunk * kGroups / 2 * kStripeRows);
+    }
+#pragma unroll
+    for (int s = 0; s < kStripes; ++s) copy<16>(stage + s * 512 + lane * 16, weight + s * stripe_bytes());
+    weight += 512, scales += 16 * kGroups;
+    if (++next_chunk == chunks) {
+      next_chunk = 0;
+      weight += size_t(gridDim.x * kStripes - 1) * stripe_bytes();
+      scales += size_t(gridDim.x * kStripes - 1) * stripe_scale_bytes();
+      if (kZeros) zeros += size_t(gridDim.x) * kStripes * p.gemm.stripe_zero_bytes;
+    }
+  }
+
+  // Vectors of eight columns: first, first + blockDim.x, ... of all tokens one behind the other.
+  __device__ void load_tokens(int first, int vectors) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int vector = first + i * blockDim.x;
+      if (vector >= vectors) continue;
+      const int token = token_of(vector), column = vector - token * chunks * kChunkVectors;
+      const char* x = static_cast<const char*>(p.x) + column * 16;
+      if (kTokens > 1 || p.has_rows) x += size_t(row_of_x(p.gemm, token)) * (chunks * 2 * kChunkColumns);
+      raw[i] = load_x(x);
+      if (kNorm) {
+        const char* from = static_cast<const char*>(p.norm) + column * 32;
+        norm[i][0] = load_x(from), norm[i][1] = load_x(from + 16);
+      }
+    }
+  }
+
+  __device__ int token_of(int vector) const {
+    return kTokens == 1 ? 0 : divide(vector / kChunkVectors, p.chunks_magic);
+  }
+
+  // To shared memory, with what the products need of each chunk.
+  __device__ void prepare_tokens(int first, int vectors) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int vector = first + i * blockDim.x;
+      if (vector - lane >= vectors) continue;  // whole warps: lanes add up
+      const int token = token_of(vector), column = vector - token * chunks * kChunkVectors;
+      const int chunk = column / kChunkVectors;
+      const bool is_there = vector < vectors;
+      uint4 v = is_there ? raw[i] : uint4{0, 0, 0, 0};
+      if (kNorm) {
+        const float square = sum_of<kChunkVectors>(squares_of(v));
+        const float mean = square * (1.f / kChunkColumns) + 1e-30f;  // zeros stay zeros
+        const float inverse = rsqrtf(mean);
+        const float4 w[2] = {as_floats(norm[i][0]), as_floats(norm[i][1])};
+        if (is_there) v = normalised(v, inverse, w);
+        if (is_there && lane % kChunkVectors == 0) {
+          factors()[chunk * kTokens + token] = mean * inverse;
+          squares()[token * chunks + chunk] = square;
+        }
+      }
+      const float sum = sum_of<kGroup / 8>(values_of(v));
+      if (!is_there) continue;
+      tokens()[((column / 4) * num_tokens + token) * 4 + column % 4] = v;
+      if (lane % (kGroup / 8) == 0) {
+        offsets()[(column / (kGroup / 8)) * kTokens + token] = sum * (kZeros ? -kUnit : -8.f * kUnit);
+      }
+    }
+  }
+
+  // Over kLanes neighbouring lanes; the same in all of them.
+  template <int kLanes>
+  static __device__ float sum_of(float v) {
+#pragma unroll
+    for (int step = kLanes / 2; step; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+    return v;
+  }
+
+  static __device__ float squares_of(const uint4& v) {
+    float2 sum[2] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 f = __half22float2(halves((&v.x)[i]));
+      sum[i % 2].x += f.x * f.x, sum[i % 2].y += f.y * f.y;
+    }
+    return (sum[0].x + sum[0].y) + (sum[1].x + sum[1].y);
+  }
+
+  static __device__ float values_of(const uint4& v) {
+    const float2 a = __half22float2(halves(v.x)), b = __half22float2(halves(v.y));
+    const float2 c = __half22float2(halves(v.z)), d = __half22float2(halves(v.w));
+    return ((a.x + a.y) + (b.x + b.y)) + ((c.x + c.y) + (d.x + d.y));
+  }
+
+  static __device__ float4 as_floats(const uint4& v) {
+    return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
+  }
+
+  // The products of a piece: lane (g, t) has row g of each stripe, tokens 2t and 2t + 1.
+  __device__ void multiply(const char* stage, int chunk, Sums& sums) const {
+    uint4 w[kStripes];
+    float scale[kStripes][kGroups], zero[kStripes][kGroups];
+#pragma unroll
+    for (int s = 0; s < kStripes; ++s) {
+      w[s] = *reinterpret_cast<const uint4*>(stage + s * 512 + lane * 16);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        scale[s][g] =
+            __half2float(*reinterpret_cast<const half*>(stage + kScalesAt + (s * kGroups + g) * 16 + lane / 4 * 2));
+        if (kZeros) {
+          const unsigned pair =
+              *reinterpret_cast<const unsigned char*>(stage + kZerosAt + (s * kZeroPairs + g / 2) * 8 + lane / 4);
+          zero[s][g] = static_cast<float>(pair >> ((kGroups == 1 ? chunk : g) % 2 * 4) & 15);
+        }
+      }
+    }
+    const uint4* from = tokens() + (chunk * 4 * num_tokens + min(lane / 4, num_tokens - 1)) * 4 + lane % 4;
+    uint4 x[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = from[i * 4 * num_tokens];
+    Sums piece = {};
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      float low[4], high[4];
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        uint32 a[4], b[4] = {0, 0, 0, 0};
+        const uint4 v = x[g * kWords + i];
+        nibbles((&w[0].x)[g * kWords + i], a);
+        if (kStripes == 2) nibbles((&w[kStripes - 1].x)[g * kWords + i], b);
+        if (i == 0) {
+          mma_first(low, {a[0], b[0], a[1], b[1]}, {v.x, v.y});
+          mma_first(high, {a[2], b[2], a[3], b[3]}, {v.z, v.w});
+        } else {
+          mma(low, {a[0], b[0], a[1], b[1]}, {v.x, v.y});
+          mma(high, {a[2], b[2], a[3], b[3]}, {v.z, v.w});
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < kLaneTokens; ++e) {
+        const float offset = offsets()[(chunk * kGroups + g) * kTokens + token_of_lane(e)];
+#pragma unroll
+        for (int s = 0; s < kStripes; ++s) {
+          const float v = high[2 * s + e] * (1.f / 16) + low[2 * s + e];
+          piece.v[s][e] += (kZeros ? offset * zero[s][g] + v : v + offset) * scale[s][g];
+        }
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kLaneTokens; ++e) {
+      const float factor = kNorm ? factors()[chunk * kTokens + token_of_lane(e)] : 1.f;
+#pragma unroll
+      for (int s = 0; s < kStripes; ++s) sums.v[s][e] += piece.v[s][e] * factor;
+    }
+  }
+
+  __device__ int token_of_lane(int e) const { return kTokens == 1 ? 0 : lane % 4 * 2 + e; }
+
+  // The warp's sums of a unit, which lie in shared memory as [unit][warp of the unit][token][row].
+  __device__ void leave(const Sums& sums, int unit) const {
+    const int part = unit * p.parts + warp - divide(unit * chunks, p.pieces_magic);
+    float* to = parts() + part * num_tokens * kRows + lane / 4;
+#pragma unroll
+    for (int e = 0; e < kLaneTokens; ++e) {
+      const int token = lane % 4 * 2 + e;
+      if (token >= num_tokens) continue;
+#pragma unroll
+      for (int s = 0; s < kStripes; ++s) to[token * kRows + s * kStripeRows] = sums.v[s][e];
+    }
+  }
+
+  __device__ Item item_of(int index) const {
+    const int rest = index / (kRows / 2), unit = kTokens == 1 ? rest : divide(rest, p.tokens_magic);
+    return {unit, rest - unit * num_tokens, index % (kRows / 2) * 2};
+  }
+
+  __device__ int row_of(const Item& item) const { return (blockIdx.x + item.unit * gridDim.x) * kRows + item.row; }
+
+  __device__ const uint32* residual_at(const Item& item) const {
+    const half* residual = static_cast<const half*>(p.gemm.residual);
+    return reinterpret_cast<const uint32*>(residual + (item.token * p.gemm.n + row_of(item)));
+  }
+
+  __device__ void add_up(int units, bool is_skipped, Item item, float scale, uint32 residual) const {
+    int index = thread;
+#pragma unroll 1
+    while (true) {
+      const int first = item.unit * chunks;
+      const int count = divide(first + chunks - 1, p.pieces_magic) - divide(first, p.pieces_magic) + 1;
+      const float* from = parts() + (item.unit * p.parts * num_tokens + item.token) * kRows + item.row;
+      float2 total = {0.f, 0.f};
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) {
+        const float2 v = *reinterpret_cast<const float2*>(from + i * (num_tokens * kRows));
+        total.x += v.x, total.y += v.y;
+      }
+      if (is_skipped) total = {0.f, 0.f};
+      const int row = row_of(item);
+      if (p.gemm.is_plain) {
+        const float2 r = __half22float2(halves(residual));
+        half2* y = reinterpret_cast<half2*>(static_cast<half*>(p.gemm.y) + (item.token * p.gemm.n + row));
+        *y = __floats2half2_rn(total.x * scale + r.x, total.y * scale + r.y);
+      } else {
+        finish(p.gemm, item.token, row, total.x * scale, total.y * scale);
+      }
+      index += blockDim.x;
+      item = item_of(index);
+      if (item.unit >= units) return;
+      if (kTokens > 1) scale = scale_of(item.token);
+      if (p.gemm.is_plain && p.gemm.residual) residual = *residual_at(item);
+    }
+  }
+
+  __device__ float scale_of(int token) const {
+    if (!kNorm) return 1.f / kUnit;
+    float total = 0.f;
+#pragma unroll 8
+    for (int i = 0; i < chunks; ++i) total += squares()[token * chunks + i];
+    return rsqrtf(total * p.gemm.inverse_k + p.gemm.norm_eps) * (1.f / kUnit);
+  }
+
+  static __device__ char* shared() {
+    extern __shared__ __align__(16) char bytes[];
+    return bytes;
+  }
+
+  // [chunk][32 columns][token][8 columns], the order in which lanes (token, t) read.
+  static __device__ uint4* tokens() { return reinterpret_cast<uint4*>(shared()); }
+  // [chunk][group][token]: what the zero point is multiplied with.
+  __device__ float* offsets() const { return reinterpret_cast<float*>(shared() + p.offsets_at); }
+  // [chunk][token]: the root mean square of the chunk.
+  __device__ float* factors() const { return reinterpret_cast<float*>(shared() + p.factors_at); }
+  // [token][chunk]
+  __device__ float* squares() const { return reinterpret_cast<float*>(shared() + p.squares_at); }
+  __device__ float* parts() const { return reinterpret_cast<float*>(shared() + p.parts_at); }
+
+  const Int4StreamParams& p;
+  const int thread, lane, warp, num_tokens, chunks;
+  int next_chunk;  // and what this lane asks for of it
+  const char* weight;
+  const char* scales;
+  const char* zeros;
+  uint4 raw[kVectors];  // tokens as they come
+  uint4 norm[kVectors][2];
+};
+
+}  // namespace
+
+#define ORIN_STREAM(group, tokens, has_zeros, has_norm, stripes, name)            \
+  extern "C" __global__ void __launch_bounds__(32 * kStreamWarps, 1)              \
+      int4_gemm_stream_##group##_##tokens##_##stripes##name(Int4StreamParams p) { \
+    Streamed<group, tokens, has_zeros, has_norm, stripes>(p).run();               \
+  }
+#define ORIN_STREAM_GROUP(group)                    \
+  ORIN_STREAM(group, 1, false, false, 1, )          \
+  ORIN_STREAM(group, 1, false, false, 2, )          \
+  ORIN_STREAM(group, 1, false, true, 1, _norm)      \
+  ORIN_STREAM(group, 1, false, true, 2, _norm)      \
+  ORIN_STREAM(group, 1, true, false, 1, _zeros)     \
+  ORIN_STREAM(group, 1, true, false, 2, _zeros)     \
+  ORIN_STREAM(group, 1, true, true, 1, _zeros_norm) \
+  ORIN_STREAM(group, 1, true, true, 2, _zeros_norm) \
+  ORIN_STREAM(group, 8, false, true, 1, _norm)      \
+  ORIN_STREAM(group, 8, false, true, 2, _norm)      \
+  ORIN_STREAM(group, 8, true, true, 1, _zeros_norm) \
+  ORIN_STREAM(group, 8, true, true, 2, _zeros_norm)
+
+ORIN_STREAM_GROUP(32)
+ORIN_STREAM_GROUP(64)
+ORIN_STREAM_GROUP(128)

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which INT4 GEMMs int4_gemm_stream.cu computes, and how their work lies on the device: pure functions of both.
+#pragma once
+
+#include "kernels/int4_gemm/select.h"
+
+namespace orin::int4_gemm {
+
+struct StreamChoice {
+  int warps = kStreamWarps;
+  int stripes = 1;  // of a unit
+  int blocks = 1;
+  int warp_pieces = 1;  // chunks of units, of each warp at most
+  int parts = 1;        // warps that have pieces of the same unit, at most
+};
+
+// Bytes of shared memory, and where its parts lie behind the tokens.
+struct StreamShared {
+  int offsets, factors, squares, ring, parts, bytes;
+};
+
+// For dividing by multiplication: (value * magic) >> 32 is value / divisor as long as value * divisor < 2^32. 0 for 1.
+constexpr unsigned magic(int divisor) {
+  return divisor == 1 ? 0 : static_cast<unsigned>(((uint64_t(1) << 32) + divisor - 1) / divisor);
+}
+
+constexpr int num_units(const Shape& s, const StreamChoice& c) { return s.n / (kStripeRows * c.stripes); }
+
+constexpr StreamShared stream_shared(const Shape& s, const StreamChoice& c) {
+  const int columns = s.tokens == 1 ? 1 : 8, chunks = num_chunks(s), groups = kChunkColumns / s.group_size;
+  const int zeros = s.has_zeros ? 8 * std::max(1, groups / 2) : 0;
+  const int stage = ceil_div(c.stripes * (512 + 16 * groups + zeros), 16) * 16;
+  StreamShared at{};
+  at.offsets = 2 * s.k * s.tokens;
+  at.factors = at.offsets + 4 * columns * (s.k / s.group_size);
+  at.squares = at.factors + (s.has_norm ? 4 * columns * chunks : 0);
+  at.ring = ceil_div(at.squares + (s.has_norm ? 4 * s.tokens * chunks : 0), 16) * 16;
+  at.parts = at.ring + c.warps * kStreamStages * stage;
+  at.bytes = at.parts + ceil_div(num_units(s, c), c.blocks) * c.parts * s.tokens * c.stripes * kStripeRows * 4;
+  return at;
+}
+
+// Pieces for given warps, stripes and blocks; more blocks, one after the other, where the sums of one do not fit.
+inline void spread_pieces(const Shape& s, int shared, StreamChoice& c) {
+  const int units = num_units(s, c), chunks = num_chunks(s);
+  c.blocks = std::min(c.blocks, units);
+  while (true) {
+    c.warp_pieces = ceil_div(ceil_div(units, c.blocks) * chunks, c.warps);
+    c.parts = (chunks + c.warp_pieces - 2) / c.warp_pieces + 1;
+    if (c.blocks == units || stream_shared(s, c).bytes <= shared) return;
+    c.blocks = std::min(units, 2 * c.blocks);
+  }
+}
+
+// Two stripes at a time halve the products; one at a time where there would not be a unit for each SM.
+inline StreamChoice choose_stream(const Shape& s, const Device& device) {
+  StreamChoice c;
+  c.stripes = s.n % (2 * kStripeRows) == 0 && s.n / (2 * kStripeRows) >= device.sm_count ? 2 : 1;
+  c.blocks = device.sm_count;
+  spread_pieces(s, std::min(kMaxShared, device.max_shared_bytes), c);
+  return c;
+}
+
+// One token, or a few whose norm is then computed once for a block; more of them are better read by each warp for
+// itself.
+inline bool streams(const Shape& s, const Device& device) {
+  if (s.tokens > (s.has_norm ? 8 : 1) || s.k % kChunkColumns || s.n % kStripeRows) return false;
+  const int shared = std::min(kMaxShared, device.max_shared_bytes);
+  return stream_shared(s, choose_stream(s, device)).bytes <= shared;
+}
+
+}  // namespace orin::int4_gemm
