@@ -20,9 +20,11 @@ def describe(plan: Plan) -> Iterator[str]:
     yield f"vocabulary: {spec.vocab}, {'tied' if spec.tied else 'untied'} head, end tokens {list(spec.eos)}"
     yield f"positions: {spec.max_positions}, capacity {recipe.shapes.capacity}"
     sizes: Counter[tuple[str, str]] = Counter()
+    undecided = {weight.name for weight in plan.undecided()}
     for weight in plan.stored():
         chosen = quantise.chosen_format(weight, recipe)
         shown = chosen.kind if weight.integers else str(chosen)  # integers bring groups of their own
+        shown = "undecided" if weight.name in undecided else shown
         sizes[weight.role, shown] += quantise.stored_bytes(weight, recipe)
     for (role, kind), size in sorted(sizes.items()):
         yield f"  {role:<12} {kind:<9} {size / 1e6:10.2f} MB"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from orinkit import config, recipe
 from orinkit.errors import BundleError, CheckpointError, ConfigError, RequestError
-from orinkit.memory.formats import NAMED, is_undecided
+from orinkit.memory.formats import NAMED, candidates, is_undecided
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
@@ -134,6 +134,7 @@ def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: boo
             f"{tokens}; shorten the sequences, or take more of them"
         )
     _check_formats(plan, recipe_path)
+    _check_bits(plan, recipe_path)
     for weight in plan.stored():
         quantise.check_shape(weight, chosen)
         if not weight.integers:
@@ -183,6 +184,16 @@ def _check_formats(plan: Plan, recipe_path: Path) -> None:
                 f"{recipe_path}: quantise: formats: expected matrices of the model, found {name!r}; "
                 f"{config.nearest(name, known)}"
             )
+
+
+def _check_bits(plan: Plan, recipe_path: Path) -> None:
+    """Refuse a budget that not even the narrowest formats keep to."""
+    bits, undecided = plan.recipe.quantise.bits, plan.undecided()
+    size = sum(math.prod(weight.shape) for weight in undecided)
+    narrow = (candidates(plan.recipe, weight.role, weight.shape)[0].parts(weight.shape) for weight in undecided)
+    least = 8 * sum(map(sum, narrow)) / size if size else 0.0
+    if bits is not None and bits < least:
+        raise ConfigError(f"{recipe_path}: quantise: bits: expected at least {least:.3f} for this model, found {bits}")
 
 
 def _check_size(weight: Weight, checkpoint: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from orinkit import int4
 from orinkit.errors import ConfigError
-from orinkit.memory.formats import Format, Kind, format_of, shares_head
+from orinkit.memory.formats import Format, Kind, format_of, parts_of, shares_head
 from orinkit.recipe import Recipe
 from orinkit_export import int8, rounding
 from orinkit_export.rounding import loss
@@ -99,7 +99,7 @@ def stored_bytes(weight: Weight, recipe: Recipe) -> int:
     """Bytes that `store` writes for `weight`."""
     if weight.integers:
         return weight.integers.nbytes
-    return sum(chosen_format(weight, recipe).parts(weight.shape))
+    return sum(parts_of(recipe, weight.name, weight.role, weight.shape))
 
 
 def names_of(weight: Weight, recipe: Recipe) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ from programs import (
     write_recipe,
 )
 
+MEASURED = SMALL | {"quantise": {"method": "awq+gptq", "bits": 4.8, "head": "auto"}}
+"""A recipe for a small random model with every stage that there is."""
 MOMENTS = 10
 AT = """
 import os, resource, signal, sys
@@ -52,6 +54,11 @@ KILLED = (
     ("open stage.json", "old"),
     ("os.rename next.npy", "old"),
     ("open layers.1.gate_up.weight.json", "old"),
+    ("open formats.json", "old"),
+    ("os.rename formats.partial", "old"),
+    ("shutil.rmtree streams", "old"),
+    ("os.rename next.npy", "old"),
+    ("open layers.1.gate_up.weight.json", "old"),
     ("os.rename model.partial", "old"),
     ("shutil.rmtree calibration", "old"),
     ("os.rename verify.partial", "old"),
@@ -74,6 +81,13 @@ STARVED = (
     "open .bundle.manifest.json.part",
 )
 INTERRUPTED = ("open model.data", "open verify.json", "os.rename out", "os.rename bundle")
+
+
+def desk(folder: Path) -> Path:
+    """A folder with that recipe and its checkpoint."""
+    small_desk(folder)
+    write_recipe(folder / "recipe.yaml", MEASURED)
+    return folder
 
 
 def at(event: str, what: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -101,7 +115,7 @@ def started(folder: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the bundle that all the other builds have to come to."""
-    folder = small_desk(tmp_path_factory.mktemp("undisturbed"))
+    folder = desk(tmp_path_factory.mktemp("undisturbed"))
     finish(folder)
     return content(folder / "out")
 
@@ -109,10 +123,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def replacing(tmp_path: Path) -> Path:
     """A folder with the recipe of that bundle, in which `out` is the bundle of another recipe."""
-    folder = small_desk(tmp_path)
+    folder = desk(tmp_path)
     write_recipe(folder / "recipe.yaml", SMALL, quantise={"method": "none"})
     finish(folder)
-    write_recipe(folder / "recipe.yaml", SMALL)
+    write_recipe(folder / "recipe.yaml", MEASURED)
     return folder
 
 
@@ -133,10 +147,10 @@ def test_a_build_that_is_killed_at_any_moment_is_finished_by_the_next(
     undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     start = time.monotonic()
-    finish(small_desk(tmp_path / "whole"))
+    finish(desk(tmp_path / "whole"))
     whole = time.monotonic() - start
     for moment in range(MOMENTS):
-        folder = small_desk(tmp_path / str(moment))
+        folder = desk(tmp_path / str(moment))
         with started(folder) as child:
             time.sleep(whole * moment / MOMENTS)
             child.kill()
@@ -147,7 +161,7 @@ def test_a_build_that_is_killed_at_any_moment_is_finished_by_the_next(
 
 
 def test_ctrl_c_ends_a_build_and_the_next_goes_on(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    folder = small_desk(tmp_path)
+    folder = desk(tmp_path)
     with started(folder) as child:
         child.send_signal(signal.SIGINT)
         said = child.communicate()[1].splitlines()

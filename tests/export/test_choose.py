@@ -40,6 +40,26 @@ def test_the_head_is_int4_where_its_bound_allows(bound: float, chosen: str, tmp_
     assert "calibration" in made.manifest.provenance.texts
 
 
+def test_a_budget_is_spent_on_matrices_and_kept(tmp_path: Path) -> None:
+    folder = small(tmp_path, bits=4.8)
+    planned = plan.read(folder / "recipe.yaml")
+    made = finish(folder)
+    report = data.read(folder / "out")
+    stored = {matrix.name: matrix for matrix in report.matrices}
+    undecided = [weight.name.removesuffix(".weight") for weight in planned.undecided()]
+    assert list(made.manifest.formats) == sorted(undecided)
+    assert [choice.name for choice in report.choices] == undecided
+    assert len(set(made.manifest.formats.values())) > 1
+    for choice in report.choices:
+        matrix = stored[choice.name]
+        assert choice.format == matrix.format
+        assert choice.bits == pytest.approx(8 * matrix.bytes / matrix.weights, rel=1e-3)
+        assert 0 < choice.kl <= choice.kl_narrow
+    weights, taken = (sum(getattr(stored[name], key) for name in undecided) for key in ("weights", "bytes"))
+    assert 4.6 * weights < 8 * taken <= 4.8 * weights
+    assert finish(folder).digest == made.digest
+
+
 def test_what_was_chosen_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = small(tmp_path)
     first = finish(folder)

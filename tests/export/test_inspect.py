@@ -42,6 +42,13 @@ def test_every_role_has_its_format_and_size_and_they_add_up(tmp_path: Path) -> N
     assert sizes[0] == round(4096 * (256 + 2) / 1e6, 2)
 
 
+def test_what_a_build_will_measure_is_undecided(tmp_path: Path) -> None:
+    settings = {"method": "rtn", "bits": 4.5, "gated_delta": "int8", "head": "auto"}
+    recipe = write_recipe(tmp_path / "recipe.yaml", quantise=settings, calibration={"tokens": 16})
+    words = [line.split()[:2] for line in describe(plan.read(recipe, CHECKPOINT))]
+    assert [role for role, *shown in words if shown == ["undecided"]] == ["head", "projection"]
+
+
 def test_what_is_not_used_is_told_last(tmp_path: Path) -> None:
     folder = desk(tmp_path)
     more = {name: np.ones(3, ml_dtypes.bfloat16) for name in ("model.visual.a", "model.visual.b", "mtp.norm.weight")}

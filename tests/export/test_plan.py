@@ -117,6 +117,17 @@ def test_formats_are_those_of_matrices_that_the_model_has(folder: Path) -> None:
     assert (found["layers.3.qkv.weight"], found["layers.0.qkvz.weight"]) == ("int8", "int4-g128")
 
 
+def test_a_budget_that_no_formats_keep_to_is_refused(folder: Path) -> None:
+    recipe(quantise={"method": "rtn", "bits": 4.1}, calibration={"tokens": 16})(folder)
+    with pytest.raises(ConfigError, match=r"quantise: bits: expected at least 4\.125 for this model, found 4\.1$"):
+        read(folder)
+    recipe(quantise={"method": "rtn", "bits": 4.125}, calibration={"tokens": 16})(folder)
+    planned = read(folder)
+    sizes = {weight.name: quantise.stored_bytes(weight, planned.recipe) for weight in planned.undecided()}
+    assert sizes["layers.0.down.weight"] == 256 * 768 * 4.125 / 8
+    assert planned.hidden_bytes() == 2 * 4 * 256 * (16 + 16 * 4 * (1 + len(sizes)))
+
+
 def test_weights_are_not_read_before_they_are_stored(folder: Path) -> None:
     weight(DOWN, float("nan"))(folder)
     read(folder)

@@ -64,6 +64,10 @@ class Quantise:
     """With a tied head of the same format the two share one copy."""
     gated_delta: Literal["int4", "int8", "float16"] = "int4"
     """Large projections of gated-delta layers; their a/b projections always stay wide."""
+    bits: float | None = None
+    """Bits per weight, scales included, that the matrices of the layers may take on average, and the head with them
+    where it is `auto`. Each gets one of the formats below by what it costs on calibration text; those that would be
+    int4 anyway have part in it, those with a format of their own have none."""
     formats: dict[str, Named] = field(default_factory=dict)
     """Single matrices by their names in the graph, such as `layers.3.down`, that are stored otherwise."""
 
@@ -72,10 +76,14 @@ class Quantise:
             raise ConfigError("zeros: expected false with method none, which rounds nothing")
         if self.formats and self.method in ("none", "import"):
             raise ConfigError(f"formats: expected none with method {self.method}, which rounds no matrix of a layer")
+        if self.bits is not None:
+            _check_range("bits", self.bits, 4, 16)
+            if self.method in ("none", "import"):
+                raise ConfigError(f"bits: expected none with method {self.method}, which rounds no matrix of a layer")
         if self.head_kl is not None:
             _check_range("head_kl", self.head_kl, 0, 1e3)
-            if self.head != "auto":
-                raise ConfigError(f"head_kl: expected head: auto beside it, found {self.head}; leave one of them out")
+            if self.head != "auto" or self.bits is not None:
+                raise ConfigError("head_kl: expected head: auto and no bits beside it, found others; leave it out")
 
 
 @dataclass(frozen=True)

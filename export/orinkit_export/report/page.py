@@ -172,8 +172,8 @@ def _choices(report: Report) -> str:
     found = report.choices
     if not found:
         return ""
-    rows = [(choice.name, choice.format, choice.kl, choice.narrow, choice.kl_narrow) for choice in found]
-    heads = ("matrix", "format", "KL divergence", "narrowest", "its KL divergence")
+    rows = [(c.name, c.format, c.bits, c.error, c.kl, c.narrow, c.kl_narrow) for c in found]
+    heads = ("matrix", "format", "bits per weight", "error", "KL divergence", "narrowest", "its KL divergence")
     explanation = (
         "What the recipe left to a measurement. KL divergence in nats of the float model with only this matrix "
         "rounded, to the nearest, from the float model, on calibration text: measured for the narrowest format, and "

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from orinkit.memory.formats import Format, format_of, shares_head
+from orinkit.memory.formats import Format, Role, candidates, format_of, is_undecided, parts_of, shares_head
+from orinkit.recipe import Recipe
 from toolkit.memory.models import recipe
 
 
@@ -38,6 +41,45 @@ def test_zero_points_are_half_a_byte_for_each_group_of_a_product() -> None:
 )
 def test_a_tied_head_of_one_format_is_shared(head: str, embedding: str, tied: bool, expected: bool) -> None:
     assert shares_head(recipe(head=head, embedding=embedding), tied) == expected
+
+
+def test_what_is_left_to_a_measurement() -> None:
+    roles: tuple[Role, ...] = ("head", "projection", "gated_delta", "embedding", "wide", "imported", "float32")
+
+    def undecided(how: Recipe) -> list[Role]:
+        return [role for role in roles if is_undecided(how, "m.weight", role)]
+
+    assert undecided(recipe()) == []
+    assert undecided(recipe(head="auto")) == ["head"]
+    assert undecided(recipe(head="auto", method="import")) == ["head"]
+    assert undecided(recipe(head="auto", method="none")) == []
+    assert undecided(recipe(bits=4.5)) == ["projection", "gated_delta"]
+    assert undecided(recipe(bits=4.5, head="auto", gated_delta="int8")) == ["head", "projection"]
+    assert undecided(recipe(bits=4.5, head="auto").with_formats({"m": "int8"})) == []
+
+
+def test_what_is_undecided_shares_nothing_and_counts_as_its_part_of_the_budget() -> None:
+    bound, budget = recipe(head="auto", embedding="int8"), recipe(head="auto", embedding="int8", bits=4.5)
+    assert not shares_head(bound, tied=True)
+    assert shares_head(bound.with_formats({"head": "int8"}), tied=True)
+    assert parts_of(bound, "head.weight", "head", (10, 64)) == Format("int8").parts((10, 64))
+    assert parts_of(budget, "head.weight", "head", (10, 64)) == (10 * 64 * 4.5 / 8,)
+    assert parts_of(budget, "layers.0.o.weight", "projection", (10, 64)) == (10 * 64 * 4.5 / 8,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "names"),
+    [
+        ({"head": "auto", "group_size": 64}, 256, ["int4-g64", "int8"]),
+        ({"head": "auto", "bits": 4.5}, 256, ["int4-g128", "int4-g64", "int4-g32", "int8"]),
+        ({"head": "auto", "bits": 4.5, "group_size": 64}, 192, ["int4-g64", "int4-g32", "int8"]),
+    ],
+)
+def test_what_a_measurement_chooses_from(settings: dict[str, Any], columns: int, names: list[str]) -> None:
+    for zeros in (False, True):
+        found = candidates(recipe(zeros=zeros, **settings), "head", (8, columns))
+        assert [str(chosen) for chosen in found] == names
+        assert [chosen.has_zeros for chosen in found] == [zeros] * (len(names) - 1) + [False]
 
 
 def test_what_a_quantised_checkpoint_brings_is_int4_and_what_it_left_is_not() -> None:

@@ -21,6 +21,8 @@ NAMED: frozenset[Role] = frozenset({"embedding", "head", "projection", "gated_de
 _PRODUCTS: frozenset[Role] = frozenset({"head", "projection", "gated_delta"})
 """Roles of the weights that may have zero points; the table of an embedding has none."""
 
+GROUP_SIZES = (128, 64, 32)
+
 _WIDTHS = {"float16": 2, "float32": 4}
 _KINDS: tuple[Kind, ...] = ("int4", "int8", "float16", "float32")
 
@@ -70,14 +72,17 @@ class Format:
 def is_undecided(recipe: Recipe, name: str, role: Role) -> bool:
     """Whether the recipe leaves it to a measurement how the weight `name` is stored."""
     settings = recipe.quantise
-    is_open = settings.method != "none" and name.removesuffix(".weight") not in settings.formats
-    return is_open and role == "head" and settings.head == "auto"
+    if settings.method == "none" or name.removesuffix(".weight") in settings.formats:
+        return False
+    if role == "head":
+        return settings.head == "auto"
+    return settings.bits is not None and role in ("projection", "gated_delta") and _kind_of(recipe, role) == "int4"
 
 
 def format_of(recipe: Recipe, name: str, role: Role) -> Format:
     """How the recipe stores the weight `name`: as it says for that one, else as for all of its role.
 
-    What is undecided has the widest format that it may get.
+    What is undecided counts as int8 if it is the head, else as int4 in the smallest groups.
     """
     stated = recipe.quantise.formats.get(name.removesuffix(".weight"))
     if stated and role in NAMED and recipe.quantise.method != "none":
@@ -85,8 +90,24 @@ def format_of(recipe: Recipe, name: str, role: Role) -> Format:
         found = Format(recipe.activations) if found.kind == "float16" else found
     else:
         kind = _kind_of(recipe, role)
-        found = Format(kind, recipe.quantise.group_size if kind == "int4" else 0)
+        group_size = 32 if is_undecided(recipe, name, role) else recipe.quantise.group_size
+        found = Format(kind, group_size if kind == "int4" else 0)
     return replace(found, has_zeros=recipe.quantise.zeros and found.kind == "int4" and role in _PRODUCTS)
+
+
+def parts_of(recipe: Recipe, name: str, role: Role, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Bytes of the weight `name` and of what is beside it; of what is undecided its share of the budget, if any."""
+    if recipe.quantise.bits is not None and is_undecided(recipe, name, role):
+        return (math.ceil(math.prod(shape) * recipe.quantise.bits / 8),)
+    return format_of(recipe, name, role).parts(shape)
+
+
+def candidates(recipe: Recipe, role: Role, shape: tuple[int, ...]) -> tuple[Format, ...]:
+    """The formats that an undecided weight [N, K] may get, from narrow to wide."""
+    sizes = (recipe.quantise.group_size,) if recipe.quantise.bits is None else GROUP_SIZES
+    fitting = (size for size in sizes if shape[1] % size == 0)
+    found = (Format("int4", size, recipe.quantise.zeros and role in _PRODUCTS) for size in fitting)
+    return (*found, Format("int8"))
 
 
 def _kind_of(recipe: Recipe, role: Role) -> Kind:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from orinkit.memory.formats import Role, format_of, shares_head
+from orinkit.memory.formats import Role, format_of, parts_of, shares_head
 from orinkit.model import Attention, GatedDelta, LayerSpec, ModelSpec
 from orinkit.recipe import Recipe
 
@@ -68,7 +68,7 @@ def tensors(spec: ModelSpec, recipe: Recipe) -> tuple[Tensor, ...]:
 
 def stored_parts(spec: ModelSpec, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Bytes of each tensor and of its scales if any, by its name."""
-    return {t.name: format_of(recipe, t.name, t.role).parts(t.shape) for t in tensors(spec, recipe)}
+    return {t.name: parts_of(recipe, t.name, t.role, t.shape) for t in tensors(spec, recipe)}
 
 
 def _layer_tensors(prefix: str, layer: LayerSpec, hidden: int) -> Iterator[Tensor]:
