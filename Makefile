@@ -7,7 +7,7 @@ CUDA_VERSIONS := 11.8 12.6 13.2
 LEAN := 10.15.1.29-aarch64 10.16.1.11-aarch64 11.4.0.106-aarch64 10.16.1.11-x86_64 11.4.0.106-x86_64
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test lint oracle kernels nvrtc lean bindings soak fuzz deb clean
+.PHONY: demo test lint oracle kernels bench-kernels page tune tune-orin nvrtc lean bindings soak fuzz deb clean
 
 demo: .venv/installed
 	$(BIN)/orin-export build recipes/demo.yaml --target targets/host.yaml -o build/demo
@@ -39,6 +39,29 @@ deb: .venv/installed
 kernels: .venv/installed build/nvrtc/13.2
 	PATH=$(abspath $(BIN)):$$PATH cmake -S plugins -B build/kernels -G Ninja -DORIN_CUDA_COMPILER=build/nvrtc/13.2
 	PATH=$(abspath $(BIN)):$$PATH cmake --build build/kernels
+
+# On a machine with an NVIDIA GPU, by a Python with numpy, cuda-bindings and torch: PYTHON. GPU names the files.
+GPU ?= h200
+ON_GPU = nvidia-smi -L > /dev/null || { echo "$@: expected an NVIDIA GPU and its driver; run it on a machine with one"; exit 1; }
+
+# Every kernel's bench, then the page of figures.
+bench-kernels:
+	@$(ON_GPU)
+	set -e; for bench in bench/kernels/bench_*.py; do name=$${bench##*/bench_}; \
+	  PYTHONPATH=toolkit:tests $(PYTHON) $$bench --out bench/results/$${name%.py}-$(GPU).json; done
+	$(MAKE) page
+
+# docs/kernels.md and its picture from the H200's results.
+page: .venv/installed
+	PYTHONPATH=toolkit $(BIN)/python bench/kernels_page.py
+
+# The INT4 GEMM's table of choices: measured on this machine's GPU, or for Orin by reasoning. Then: make kernels.
+tune:
+	@$(ON_GPU)
+	PYTHONPATH=toolkit:tests $(PYTHON) bench/kernels/tune_int4_gemm.py
+
+tune-orin: .venv/installed
+	PYTHONPATH=toolkit:tests $(BIN)/python bench/kernels/tune_orin.py
 
 nvrtc: $(CUDA_VERSIONS:%=build/nvrtc/%)
 

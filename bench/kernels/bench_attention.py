@@ -11,20 +11,16 @@ additions for each score and each weight; a fraction is of PyTorch's bfloat16 ma
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda.bindings import runtime as rt
 
 import gpu
+import measure
 from attention_cases import Heads
 from orinkit.engines.kernels import KernelLibrary
 
@@ -34,7 +30,13 @@ CACHES = 768 << 20
 SMALL = Heads(8, 2, 256, 64, gate=1)
 LARGE = Heads(16, 4, 256, 64, gate=1)
 DENSE = Heads(32, 8, 128, 128)
-NAMES = {SMALL: "Qwen3.5-0.8B heads", LARGE: "Qwen3.5-9B heads", DENSE: "Qwen3-8B heads"}
+OLDER = Heads(16, 8, 128, 128)
+NAMES = {
+    SMALL: "Qwen3.5-0.8B heads",
+    LARGE: "Qwen3.5-9B heads",
+    DENSE: "Qwen3-8B heads",
+    OLDER: "Qwen3-0.6B heads",
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Shape:
     int8: bool = False
 
     @property
+    def name(self) -> str:
+        return NAMES[self.heads] + ", int8" * self.int8
+
+    @property
     def length(self) -> int:
         return max(self.planned, self.past + self.tokens)
 
@@ -57,6 +63,12 @@ class Shape:
         """Of the cache, by one decode step."""
         row = self.heads.head_dim + 4 if self.int8 else 2 * self.heads.head_dim
         return self.sequences * self.past * 2 * self.heads.kv_heads * row
+
+    @property
+    def bytes(self) -> int:
+        """With activations, and what is appended to the cache."""
+        width = self.heads.heads * (2 + self.heads.gate) + 4 * self.heads.kv_heads
+        return self.read_bytes + 2 * self.sequences * self.tokens * width * self.heads.head_dim
 
     @property
     def operations(self) -> float:
@@ -138,17 +150,6 @@ class Layers:
         return self.stream.microseconds(self.stream.capture(chain), repeats) / len(self.layers)
 
 
-def copy_bandwidth(stream: gpu.Stream) -> float:
-    """Bytes per second, read plus written, of a device copy of 1 GiB."""
-    size = 1 << 30
-    source, target = (int(gpu.check(rt.cudaMalloc(size))) for _ in range(2))
-    kind = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    time = stream.microseconds(lambda: gpu.check(rt.cudaMemcpyAsync(target, source, size, kind, stream.handle)))
-    gpu.check(rt.cudaFree(source))
-    gpu.check(rt.cudaFree(target))
-    return 2 * size / time * 1e6
-
-
 def torch_time(torch: Any, work: Callable[[], Any], repeats: int = 20) -> float:
     """Microseconds of one call, by PyTorch's events."""
     for _ in range(5):
@@ -160,12 +161,6 @@ def torch_time(torch: Any, work: Callable[[], Any], repeats: int = 20) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end)) / repeats * 1e3
-
-
-def matrix_rate(torch: Any) -> float:
-    """Operations per second of a bfloat16 product of 8192 cubed."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / torch_time(torch, lambda: a @ b) * 1e6
 
 
 def torch_flash(torch: Any, shape: Shape) -> float:
@@ -204,30 +199,28 @@ def prefill_shapes() -> Iterator[Shape]:
     yield Shape(DENSE, 1, 2048, 0, int8=True)
 
 
-def measure(kernels: KernelLibrary, stream: gpu.Stream) -> Iterator[dict[str, Any]]:
-    bandwidth = copy_bandwidth(stream)
-    yield {"case": "device copy", "bytes_per_second": bandwidth}
+def decode_rows(kernels: KernelLibrary, stream: gpu.Stream, bandwidth: float) -> Iterator[dict[str, Any]]:
     for shape in decode_shapes():
         layers = max(4, min(64, CACHES // max(1, shape.sequences * shape.length * shape.heads.kv_heads * 1024)))
         time = Layers(kernels, stream, shape, layers).microseconds()
-        yield {
-            "case": f"decode, {NAMES[shape.heads]}{', int8' * shape.int8}, {shape.sequences} x {shape.tokens} "
-            f"after {shape.past} of {shape.length}",
-            "us": time,
-            "of_copy_bandwidth": shape.read_bytes / time * 1e6 / bandwidth,
-        }
+        case = f"decode, {shape.name}, {shape.sequences} x {shape.tokens} after {shape.past} of {shape.length}"
+        part = shape.read_bytes / time / 1e3 / bandwidth
+        yield measure.row("attention", case, time, shape.bytes, shape.operations, of_copy_bandwidth=part)
+
+
+def prefill_row(kernels: KernelLibrary, stream: gpu.Stream, shape: Shape, rate: float) -> dict[str, Any]:
+    time = Layers(kernels, stream, shape, 4).microseconds(10)
+    case = f"prefill, {shape.name}, {shape.tokens} after {shape.past}"
+    part = shape.operations / time / 1e6 / rate
+    return measure.row("attention", case, time, shape.bytes, shape.operations, of_matrix_rate=part)
+
+
+def prefill_rows(kernels: KernelLibrary, stream: gpu.Stream, rate: float) -> Iterator[dict[str, Any]]:
     torch: Any = importlib.import_module("torch")
-    rate = matrix_rate(torch)
-    yield {"case": "bfloat16 matrix product of 8192 cubed", "operations_per_second": rate}
     for shape in prefill_shapes():
-        time = Layers(kernels, stream, shape, 4).microseconds(10)
-        row = {
-            "case": f"prefill, {NAMES[shape.heads]}{', int8' * shape.int8}, {shape.tokens} after {shape.past}",
-            "us": time,
-            "of_matrix_rate": shape.operations / time * 1e6 / rate,
-        }
+        row = prefill_row(kernels, stream, shape, rate)
         if shape.past == 0 and not shape.int8 and shape.tokens >= 2048:
-            row["flash_attention_2_of_matrix_rate"] = shape.operations / torch_flash(torch, shape) * 1e6 / rate
+            row["flash_attention_2_of_matrix_rate"] = shape.operations / torch_flash(torch, shape) / 1e6 / rate
         yield row
 
 
@@ -238,20 +231,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     stream = gpu.Stream()
+    kernels, ceilings = KernelLibrary(args.library), measure.ceilings(stream)
     rows = []
-    for row in measure(KernelLibrary(args.library), stream):
+    for row in (
+        *decode_rows(kernels, stream, ceilings["copy_gb_per_s"]),
+        *prefill_rows(kernels, stream, ceilings["matrix_tflop_per_s"]),
+    ):
         rows.append(row)
-        print(*(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()), sep="  ", flush=True)
-    query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem"
-    gpus = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=True)
+        measure.show(row)
     if args.out:
-        record = {
-            "command": " ".join(sys.argv),
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            "gpu": gpus.stdout.strip(),
-            "rows": rows,
-        }
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        measure.write(args.out, {"ceilings": ceilings, "rows": rows})
 
 
 if __name__ == "__main__":

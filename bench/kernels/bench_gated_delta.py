@@ -4,47 +4,30 @@
 PYTHONPATH=toolkit:tests python bench/kernels/bench_gated_delta.py [--library PATH] [--out RESULT.json]
 
 Decode: every launch of a chain works on a state of its own, many times the cache in all. Prefill: the tensors of one
-step alone exceed it. The attention that stands beside it is that of a Qwen3-0.6B layer (16 query heads, 8 key/value
-heads of 128, causal) by PyTorch, where PyTorch is there.
+step alone exceed it. The attention that stands beside it in the same run is that of a Qwen3-0.6B layer (16 query heads,
+8 key/value heads of 128, causal): our op with rotary, norms and cache, and PyTorch's product alone with 16 key/value
+heads.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bench_attention
 import numpy as np
-from cuda.bindings import runtime as rt
 
 import gpu
+import measure
 from gated_delta_cases import QWEN_MIDDLE, QWEN_SMALL, STATES, Heads, Launch, Row, step
 from orinkit.engines.kernels import KernelLibrary
 
 ROOT = Path(__file__).parents[2]
 STATE_BYTES = 256 << 20
 """Recurrent states of all steps of a decode chain."""
-
-
-def copy_bandwidth(stream: gpu.Stream) -> float:
-    """Bytes per second, read plus written, of a device copy of 1 GiB."""
-    size = 1 << 30
-    source, target = check_malloc(size), check_malloc(size)
-    kind = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    time = stream.microseconds(lambda: gpu.check(rt.cudaMemcpyAsync(target, source, size, kind, stream.handle)))
-    gpu.check(rt.cudaFree(source))
-    gpu.check(rt.cudaFree(target))
-    return 2 * size / time * 1e6
-
-
-def check_malloc(size: int) -> int:
-    return int(gpu.check(rt.cudaMalloc(size)))
 
 
 def chain_time(stream: gpu.Stream, works: list[Callable[[], None]]) -> float:
@@ -77,11 +60,8 @@ def prefill_time(kernels: KernelLibrary, stream: gpu.Stream, heads: Heads, rows:
 
 
 def attention_times(tokens: int) -> Iterator[tuple[str, float]]:
-    """PyTorch's causal attention of a Qwen3-0.6B layer, float16, by each of its back ends; nothing without PyTorch."""
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError:
-        return
+    """PyTorch's causal attention of 16 heads, float16, by each of its back ends."""
+    torch: Any = importlib.import_module("torch")
     attend, backends = torch.nn.functional.scaled_dot_product_attention, torch.nn.attention.SDPBackend
     q = torch.randn(1, 16, tokens, 128, device="cuda", dtype=torch.float16)
     k, v = (torch.randn(1, 16, tokens, 128, device="cuda", dtype=torch.float16) for _ in range(2))
@@ -98,25 +78,44 @@ def attention_times(tokens: int) -> Iterator[tuple[str, float]]:
             yield name.lower(), start.elapsed_time(end) / 50 * 1e3
 
 
-def measure(kernels: KernelLibrary, stream: gpu.Stream) -> Iterator[dict[str, Any]]:
-    bandwidth = copy_bandwidth(stream)
-    yield {"case": "device copy", "bytes_per_second": bandwidth}
+def moved(heads: Heads, sequences: int, tokens: int) -> int:
+    """Bytes: states read and written; q, k, v and z in, y out, for each token."""
+    states = 2 * 4 * sequences * heads.value * heads.dim**2
+    return states + 2 * tokens * (heads.channels + 2 * heads.value * heads.dim)
+
+
+def decode_rows(kernels: KernelLibrary, stream: gpu.Stream, bandwidth: float) -> Iterator[dict[str, Any]]:
     for heads in (QWEN_SMALL, QWEN_MIDDLE):
         for batch, tokens in ((1, 1), (8, 1), (32, 1), (1, 2), (1, 4), (1, 8), (1, 12)):
             time = decode_chain(kernels, stream, heads, batch, tokens)
-            moved = batch * heads.value * heads.dim * heads.dim * 4 * 2
-            yield {
-                "case": f"decode, {heads.value} heads, {batch} sequences of {tokens}",
-                "us": time,
-                "of_copy_bandwidth": moved / time * 1e6 / bandwidth,
-            }
-    for tokens in (17, 64, 128, 377, 512, 1024, 2048, 4096):
-        yield {"case": f"prefill, 16 heads, {tokens}", "us": prefill_time(kernels, stream, QWEN_SMALL, [Row(tokens)])}
-    yield {"case": "prefill, 32 heads, 2048", "us": prefill_time(kernels, stream, QWEN_MIDDLE, [Row(2048)])}
-    rows = [Row(256, 0, slot) for slot in range(8)]
-    yield {"case": "prefill, 16 heads, 8 sequences of 256", "us": prefill_time(kernels, stream, QWEN_SMALL, rows)}
+            case = f"decode, {heads.value} heads, {batch} sequences of {tokens}"
+            part = moved(heads, batch, 0) / time / 1e3 / bandwidth
+            operations = 6 * batch * tokens * heads.value * heads.dim**2  # S k, k u and S q
+            nbytes = moved(heads, batch, batch * tokens)
+            yield measure.row("gated_delta", case, time, nbytes, operations, of_copy_bandwidth=part)
+
+
+def prefill_rows(kernels: KernelLibrary, stream: gpu.Stream) -> Iterator[dict[str, Any]]:
+    """Operations: products within chunks of 64 tokens, and with the state."""
+    for heads, sequences, tokens in (
+        *((QWEN_SMALL, 1, tokens) for tokens in (17, 64, 128, 377, 512, 1024, 2048, 4096)),
+        (QWEN_MIDDLE, 1, 2048),
+        (QWEN_SMALL, 8, 256),
+    ):
+        time = prefill_time(kernels, stream, heads, [Row(tokens, 0, slot) for slot in range(sequences)])
+        nbytes = moved(heads, sequences, sequences * tokens)
+        operations = 6 * sequences * tokens * heads.value * heads.dim * (64 + heads.dim)
+        case = f"prefill, {heads.value} heads, {sequences} sequences of {tokens}"
+        yield measure.row("gated_delta", case, time, nbytes, operations)
+
+
+def counterparts(kernels: KernelLibrary, stream: gpu.Stream, rate: float) -> Iterator[dict[str, Any]]:
+    """Attention of a Qwen3-0.6B layer: our op, then PyTorch's."""
+    shape = bench_attention.Shape(bench_attention.OLDER, 1, 2048, 0)
+    yield bench_attention.prefill_row(kernels, stream, shape, rate)
     for name, time in attention_times(2048):
-        yield {"case": f"PyTorch {name}, 16 heads of 128, 2048", "us": time}
+        case = f"{name}, Qwen3-0.6B heads, 2048"
+        yield measure.row("PyTorch attention", case, time, shape.bytes, shape.operations)
 
 
 def main() -> None:
@@ -126,20 +125,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     stream = gpu.Stream()
+    kernels, ceilings = KernelLibrary(args.library), measure.ceilings(stream)
     rows = []
-    for row in measure(KernelLibrary(args.library), stream):
+    for row in (
+        *decode_rows(kernels, stream, ceilings["copy_gb_per_s"]),
+        *prefill_rows(kernels, stream),
+        *counterparts(kernels, stream, ceilings["matrix_tflop_per_s"]),
+    ):
         rows.append(row)
-        print(*(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()), sep="  ")
-    query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem"
-    gpus = subprocess.run(["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=True)
+        measure.show(row)
     if args.out:
-        record = {
-            "command": " ".join(sys.argv),
-            "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            "gpu": gpus.stdout.strip(),
-            "rows": rows,
-        }
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        measure.write(args.out, {"ceilings": ceilings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ WEIGHTS = 1 << 30
 """Bytes of weights that chains walk through."""
 CHAIN_BYTES = 400_000_000
 GROUP = 128
-MAX_TOKENS, MAX_WIDTH, MAX_LOGITS = 2048, 18432, 16 * 248320
+MAX_TOKENS, MAX_WIDTH, MAX_LOGITS = 2048, 28672, 16 * 248320
 FEW = ((7168, 1024, True), (1024, 3584, False), (8192, 1024, True), (1024, 2048, False), (248320, 1024, True))
 """N, K, with a norm in front; without one a residual follows."""
 SHAPES = (*FEW, (18432, 2560, True), (2560, 9216, False))
@@ -119,7 +119,7 @@ class Bench:
     def launches(self, nbytes: int, most: int = 96) -> int:
         return max(4, min(most, CHAIN_BYTES // nbytes))
 
-    def gemm(self, tokens: int, n: int, k: int, has_norm: bool, **wishes: int) -> float:
+    def gemm(self, tokens: int, n: int, k: int, has_norm: bool, repeats: int = 20, **wishes: int) -> float:
         """Microseconds of one launch."""
         count = self.launches(n * k // 2, 96 if tokens <= 64 else 8)
         structs = [self.arguments(tokens, n, k, has_norm, turn, **wishes) for turn in range(count)]
@@ -128,7 +128,7 @@ class Bench:
             for struct in structs:
                 self.kernels.launch("int4_gemm", struct, self.stream.handle)
 
-        return self.stream.microseconds(self.stream.capture(chain)) / count
+        return self.stream.microseconds(self.stream.capture(chain), repeats) / count
 
     def read_only(self, nbytes: int) -> float:
         """Microseconds of a launch that only reads; the best of a few grids."""
@@ -152,15 +152,24 @@ class Bench:
         return blocks * 8 * steps * 32 * 4096 / time * 1e6
 
 
+def moved(tokens: int, n: int, k: int, has_norm: bool) -> int:
+    """Bytes: weights with scales, x, y, and the norm's weight or a residual."""
+    return n * k // 2 + n * k // GROUP * 2 + 2 * tokens * (n + k) + (4 * k if has_norm else 2 * tokens * n)
+
+
+def name(tokens: int, n: int, k: int) -> str:
+    return f"{tokens} token{'s' * (tokens > 1)}, {n}x{k}"
+
+
 def measure_few(bench: Bench) -> Iterator[dict[str, Any]]:
     """Up to 16 tokens: limited by reading the weights."""
     for n, k, has_norm in SHAPES:
-        nbytes = n * k // 2 + n * k // GROUP * 2
-        floor = bench.read_only(nbytes)
+        floor = bench.read_only(n * k // 2 + n * k // GROUP * 2)
         for tokens in (1, 4, 16):
             time = bench.gemm(tokens, n, k, has_norm)
-            row = {"tokens": tokens, "n": n, "k": k, "norm": has_norm, "us": round(time, 2)}
-            yield row | {"gb_per_s": round(nbytes / time / 1e3), "read_only_us": round(floor, 2)}
+            asked = moved(tokens, n, k, has_norm), 2 * tokens * n * k
+            facts = {"tokens": tokens, "n": n, "k": k, "norm": has_norm, "read_only_us": round(floor, 2)}
+            yield measure.row("int4_gemm", name(tokens, n, k), time, *asked, **facts)
 
 
 def measure_many(bench: Bench, rate: float) -> Iterator[dict[str, Any]]:
@@ -169,8 +178,11 @@ def measure_many(bench: Bench, rate: float) -> Iterator[dict[str, Any]]:
         for tokens in (17, 64, 128, 256, 512, 1024, 2048):
             time = bench.gemm(tokens, n, k, has_norm)
             speed = 2 * tokens * n * k / time * 1e6
-            row = {"tokens": tokens, "n": n, "k": k, "us": round(time, 1)}
-            yield row | {"tflop_per_s": round(speed / 1e12), "of_mma_sync": round(speed / rate, 3)}
+            facts = {"tokens": tokens, "n": n, "k": k, "norm": has_norm, "tflop_per_s": round(speed / 1e12)}
+            asked = moved(tokens, n, k, has_norm), 2 * tokens * n * k
+            yield measure.row(
+                "int4_gemm", name(tokens, n, k), time, *asked, **facts, of_mma_sync=round(speed / rate, 3)
+            )
 
 
 def main() -> None:
@@ -181,11 +193,11 @@ def main() -> None:
     stream = gpu.Stream()
     bench = Bench.make(KernelLibrary(args.library), stream)
     rate = bench.mma_rate()
-    ceilings = {"copy_gb_per_s": measure.copy_bandwidth(stream) / 1e9, "mma_sync_tflop_per_s": rate / 1e12}
+    ceilings = measure.ceilings(stream) | {"mma_sync_tflop_per_s": rate / 1e12}
     print(ceilings)
     rows = []
     for row in (*measure_few(bench), *measure_many(bench, rate)):
-        print(row)
+        measure.show(row)
         rows.append(row)
     if args.out:
         measure.write(args.out, {"ceilings": ceilings, "rows": rows})

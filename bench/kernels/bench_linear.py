@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import gpu
-from measure import copy_bandwidth, write
+import measure
 from orinkit.engines.kernels import KernelLibrary
 
 LIBRARY = Path(__file__).parents[2] / "build/kernels/liborin_kernels.so"
@@ -52,7 +52,7 @@ def shapes() -> list[Shape]:
     return small + layers + heads + prefill
 
 
-def measure(kernels: KernelLibrary, stream: gpu.Stream, shape: Shape, weights: gpu.Array) -> float:
+def microseconds(kernels: KernelLibrary, stream: gpu.Stream, shape: Shape, weights: gpu.Array) -> float:
     """Microseconds of one product in a chain."""
     rng = np.random.default_rng(1)
     arrays = {
@@ -90,21 +90,18 @@ def main() -> None:
     args = parser.parse_args()
     stream = gpu.Stream()
     kernels = KernelLibrary(args.library)
-    copy = copy_bandwidth(stream)
+    ceilings = measure.ceilings(stream)
     weights = gpu.Array(np.resize(np.random.default_rng(2).integers(0, 60, 1 << 22).astype(np.uint8), WEIGHTS))
     rows = []
-    print(f"device copy {copy / 1e9:.0f} GB/s\ntokens      n     k bits       us   GB/s  of copy  TFLOP/s")
     for shape in shapes():
-        time = measure(kernels, stream, shape, weights)
+        time = microseconds(kernels, stream, shape, weights)
         moved = shape.weight_bytes + 2 * shape.tokens * (shape.n + shape.k)
-        rate = 2e-6 * shape.tokens * shape.n * shape.k / time
-        rows.append(asdict(shape) | {"us": time, "fraction_of_copy": moved / time * 1e6 / copy, "tflops": rate})
-        print(
-            f"{shape.tokens:6} {shape.n:6} {shape.k:5} {shape.bits:4} {time:8.2f} {moved / time / 1e3:6.0f} "
-            f"{moved / time * 1e6 / copy:8.2f} {rate:8.1f}"
-        )
+        case = f"{shape.tokens} token{'s' * (shape.tokens > 1)}, {shape.n}x{shape.k}, {shape.bits} bits"
+        facts = asdict(shape) | {"of_copy_bandwidth": moved / time / 1e3 / ceilings["copy_gb_per_s"]}
+        rows.append(measure.row("linear", case, time, moved, 2 * shape.tokens * shape.n * shape.k, **facts))
+        measure.show(rows[-1])
     if args.out:
-        write(args.out, {"copy_gb_per_s": copy / 1e9, "rows": rows})
+        measure.write(args.out, {"ceilings": ceilings, "rows": rows})
 
 
 if __name__ == "__main__":

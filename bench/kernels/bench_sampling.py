@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import gpu
+import measure
 import sampling_cases
-from measure import copy_bandwidth, write
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.runtime.sampling import Sampling
 from sampling_cases import LIBRARY, Sampler, random_row
@@ -45,7 +45,7 @@ SETTINGS = {
 }
 
 
-def measure(
+def microseconds(
     kernels: KernelLibrary, stream: gpu.Stream, kind: str, name: str, rows: int, num_logprobs: int = 0
 ) -> dict[str, float]:
     """Microseconds of one launch, cached and rotated."""
@@ -103,7 +103,7 @@ def main() -> None:
     sampling_cases.LIBRARY = args.library
     stream = gpu.Stream()
     kernels = KernelLibrary(args.library)
-    copy = copy_bandwidth(stream)
+    ceilings = measure.ceilings(stream)
     cases = [("peaked", name, 1, 0) for name in SETTINGS] + [
         ("flat", "top-p 0.95", 1, 0),
         ("flat", "top-k 20, top-p 0.8", 1, 0),
@@ -111,16 +111,19 @@ def main() -> None:
     cases += [("peaked", "greedy", 1, 20), ("peaked", "top-k 20, top-p 0.8", 1, 20)]
     cases += [("peaked", name, rows, 0) for rows in (8, 64) for name in ("greedy", "top-k 20, top-p 0.8", "all")]
     found = []
-    print(f"device copy {copy / 1e9:.0f} GB/s; {VOCAB} tokens")
-    print("logits settings             rows logprobs   cached  rotated us")
     for kind, name, rows, num_logprobs in cases:
-        times = measure(kernels, stream, kind, name, rows, num_logprobs)
-        found.append({"logits": kind, "settings": name, "rows": rows, "logprobs": num_logprobs} | times)
-        print(f"{kind:6} {name:20} {rows:4} {num_logprobs:8} {times['cached']:8.2f} {times['rotated']:8.2f}")
-    steps = {rows: step_microseconds(kernels, stream, rows) for rows in (1, 8, 64)}
-    print("step kernel:", ", ".join(f"{rows} rows {time:.2f} us" for rows, time in steps.items()))
+        times = microseconds(kernels, stream, kind, name, rows, num_logprobs)
+        case = f"{rows} row{'s' * (rows > 1)}, {kind}, {name}" + f", {num_logprobs} log-probabilities" * (
+            num_logprobs > 0
+        )
+        logits = rows * VOCAB
+        found.append(measure.row("sampling", case, times["rotated"], 4 * logits, logits, cached_us=times["cached"]))
+        measure.show(found[-1])
+    for rows in (1, 8, 64):
+        found.append(measure.row("step", f"{rows} rows", step_microseconds(kernels, stream, rows), 48 * rows, 0))
+        measure.show(found[-1])
     if args.out:
-        write(args.out, {"copy_gb_per_s": copy / 1e9, "vocab": VOCAB, "rows": found, "step_us": steps})
+        measure.write(args.out, {"ceilings": ceilings, "vocab": VOCAB, "rows": found})
 
 
 if __name__ == "__main__":
