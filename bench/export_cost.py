@@ -46,8 +46,8 @@ def measure(checkpoint: Path, layers: int, sequences: int, tokens: int, scratch:
     """The record of one export; `scratch` takes the hidden rows and what is stored."""
     clock, plan = Clock(), quantisation.planned(checkpoint, sequences, tokens)
     with store.TensorWriter(scratch) as writer:
-        for weight, gram in prepare.weights(plan, scratch):
-            quantise.store(writer, weight, plan.recipe, gram)
+        for weight, gram, rounded in prepare.weights(plan, scratch):
+            quantise.store(writer, weight, plan.recipe, gram, rounded)
             stem, _, rest = weight.name.partition(".")
             clock.add(f"layer {rest.split('.')[0]}" if stem == "layers" else OTHERS)
     measured = [seconds for name, seconds in clock.spent.items() if name != OTHERS]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from orinkit.model import ModelSpec
 from orinkit_export.calibrate import LayerRunner, Statistics
 from orinkit_export.folds import Arrays, Fold, folds
-from orinkit_export.prepare import POINTS
+from orinkit_export.layerwise import POINTS
 
 Float32 = NDArray[np.float32]
 

@@ -34,6 +34,7 @@ from orinkit_export import prepare, quantise, rounding, store, texts
 from orinkit_export.calibrate import LayerRunner, Statistics
 from orinkit_export.evaluate import STEP, Comparison, Quality, summary
 from orinkit_export.folds import Arrays
+from orinkit_export.layerwise import POINTS
 from orinkit_export.levels import Levels
 from orinkit_export.plan import Plan
 from orinkit_export.weights import Weight
@@ -82,8 +83,8 @@ def ours(plan: Plan) -> Arrays:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with store.TensorWriter(folder) as writer:
-            for weight, gram in prepare.weights(plan, folder):
-                quantise.store(writer, weight, plan.recipe, gram)
+            for weight, gram, rounded in prepare.weights(plan, folder):
+                quantise.store(writer, weight, plan.recipe, gram, rounded)
         entries, data = store.read_index(folder), np.memmap(folder / store.DATA, np.uint8, "r")
 
         def tensor(name: str) -> NDArray[Any]:
@@ -137,7 +138,7 @@ def bits(plan: Plan) -> float:
 
 
 def _in_layer(weight: Weight) -> bool:
-    return weight.name.split(".", 2)[-1] in prepare.POINTS
+    return weight.name.split(".", 2)[-1] in POINTS
 
 
 def ways(plan: Plan, formats: bool) -> Iterator[tuple[str, float, Callable[[], Arrays]]]:

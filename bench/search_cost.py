@@ -26,6 +26,7 @@ from orinkit.memory.formats import Format
 from orinkit_export import prepare, smoothing
 from orinkit_export.calibrate import LayerRunner
 from orinkit_export.folds import folds
+from orinkit_export.layerwise import POINTS
 
 CANDIDATES = len(smoothing.ALPHAS) + len(smoothing.ALPHAS[::2])
 
@@ -57,7 +58,7 @@ def measure(checkpoint: Path, index: int, sequences: int, tokens: int, passes: i
     def by_gram() -> None:
         for fold in found:
             seen = statistics[fold.point]
-            matrices = [(arrays[name], stored) for name in fold.consumers if name in prepare.POINTS]
+            matrices = [(arrays[name], stored) for name in fold.consumers if name in POINTS]
             smoothing.search(fold, matrices, seen.mean_abs, seen.gram)
 
     turns = [(timed(by_gram), timed(lambda: forward.outputs(arrays))) for _ in range(passes)]

@@ -54,6 +54,7 @@ from orinkit_export import (
     store,
     verify,
 )
+from orinkit_export.findings import Findings
 from orinkit_export.plan import Plan
 from orinkit_export.progress import progress, say
 from orinkit_export.report import page
@@ -198,9 +199,10 @@ def _model(plan: Plan, folder: Path) -> None:
     """Weights one by one, each written once; then the graph over them."""
     total = sum(math.prod(weight.shape) for weight in plan.stored())
     with store.TensorWriter(folder) as writer, progress("quantise", total, "M weights", 1e6) as advance:
-        for weight, gram in prepare.weights(plan, folder):
+        for weight, gram, rounded in prepare.weights(plan, folder):
             if not set(quantise.names_of(weight, plan.recipe)) <= set(writer.entries):
-                prepare.record_error(folder, weight, quantise.store(writer, weight, plan.recipe, gram))
+                error = quantise.store(writer, weight, plan.recipe, gram, rounded)
+                Findings(folder).error(weight, error)
             advance(math.prod(weight.shape))
     for prefix, count in sorted(plan.unused().items()):
         say(f"not used: {prefix}.* ({count} tensors)")

@@ -59,7 +59,7 @@ class Statistics:
         before, self.tokens = self.tokens, self.tokens + len(x)
         kept = np.float32(before / self.tokens)
         self.gram *= kept
-        self.gram += x.T @ (x * np.float32(1 / self.tokens))
+        self.gram += (x.T @ x) * np.float32(1 / self.tokens)
         self.mean_abs = self.mean_abs * kept + magnitude.sum(axis=0) / np.float32(self.tokens)
         self.max_abs = np.maximum(self.max_abs, magnitude.max(axis=0))
 
@@ -88,36 +88,47 @@ class Hidden:
 
     def read(self, layer: int) -> Float32:
         """The input of `layer`, mapped."""
-        return np.asarray(np.load(self._path(layer), mmap_mode="r"))
+        return self.rows(self._path(layer).name)
 
-    def write(self, shape: tuple[int, ...], rows: Iterator[Float32]) -> None:
-        """Make the input of the next layer from one array per sequence; it counts from `commit` on.
+    def write(self, shape: tuple[int, ...], rows: Iterator[Float32], name: str = PARTIAL) -> None:
+        """Make the input of the next layer from one array per sequence; it counts from `commit` on. Rows of another
+        `name` are those of a place within the layer, and are there until `remove` or `commit`.
 
         Written, not mapped: on a full disk a mapped file ends the process without a word.
         """
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        with writing(self._folder), (self._folder / PARTIAL).open("wb") as file:
+        with writing(self._folder), (self._folder / name).open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in rows:
                 file.write(np.ascontiguousarray(block, "<f4").data)
 
+    def rows(self, name: str) -> Float32:
+        """The rows of that name, mapped."""
+        return np.asarray(np.load(self._folder / name, mmap_mode="r"))
+
+    def remove(self, name: str) -> None:
+        """Remove the rows of that name."""
+        with writing(self._folder):
+            (self._folder / name).unlink(missing_ok=True)
+
     def commit(self, layer: int) -> None:
-        """What was written is the input of `layer`; the layer before is finished and its input removed."""
+        """What was written is the input of `layer`; the layer before is finished, and all its rows are removed."""
         with writing(self._folder):
             (self._folder / PARTIAL).rename(self._path(layer))
-            self._path(layer - 1).unlink(missing_ok=True)
+            for path in set(self._folder.glob("*.npy")) - {self._path(layer)}:
+                path.unlink()
 
     def _path(self, layer: int) -> Path:
         return self._folder / f"hidden-{layer}.npy"
 
 
 class LayerRunner:
-    """Runs single layers; layers of the same kind share one loaded program."""
+    """Runs single layers, part by part; layers of the same kind share their loaded programs."""
 
     def __init__(self, spec: ModelSpec, tokens: int) -> None:
         self._spec = spec
         self._tokens = tokens
-        self._programs: dict[LayerSpec, tuple[Program, int]] = {}
+        self._programs: dict[tuple[LayerSpec, str], tuple[Program, int]] = {}
 
     def run(
         self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32, advance: Advance
@@ -128,7 +139,7 @@ class LayerRunner:
         mixer (of its output projection), norm2 (of gate_up), inner (of down).
         """
         layer = self._spec.layers[index]
-        widths = {"norm1": self._spec.hidden, "mixer": _mixer_width(layer), "norm2": self._spec.hidden}
+        widths = {"norm1": self._spec.hidden, "mixer": mixer_width(layer), "norm2": self._spec.hidden}
         statistics = {name: Statistics(width) for name, width in (widths | {"inner": layer.intermediate}).items()}
 
         def rows() -> Iterator[Float32]:
@@ -152,30 +163,35 @@ class LayerRunner:
             advance(len(sequence))
 
     def layer(self, index: int, arrays: Arrays, shared: Arrays, hidden: Float32) -> Mapping[str, Float32]:
-        """What layer `index` makes of one sequence [T, H]: mixer, middle, inner and out (see graph.single_layer)."""
+        """What layer `index` makes of one sequence [T, H]: mixer, middle, inner and out (see graph.PARTS)."""
+        rows = {"hidden": hidden}
+        for part in graph.PARTS:
+            rows[part] = self.part(part, index, arrays, shared, rows)
+        return rows
+
+    def part(self, part: str, index: int, arrays: Arrays, shared: Arrays, rows: Mapping[str, Float32]) -> Float32:
+        """One of graph.PARTS of layer `index` for one sequence, made of `rows` by name [T, .]."""
         layer = self._spec.layers[index]
-        first = self._programs.get(layer, (None, index))[1]
+        first = self._programs.get((layer, part), (None, index))[1]
         weights = {f"layers.{first}.{name}": array for name, array in arrays.items()} | dict(shared)
-        if layer not in self._programs:
+        if (layer, part) not in self._programs:
             entries = {name: Entry(name, "float32", array.shape, 0, 0) for name, array in weights.items()}
-            model = graph.single_layer(self._spec, index, entries)
-            program = open_program(ir.to_proto(model).SerializeToString())
-            self._programs[layer] = (program, index)
-        program = self._programs[layer][0]
+            model = graph.layer_part(self._spec, index, entries, part)
+            self._programs[layer, part] = (open_program(ir.to_proto(model).SerializeToString()), index)
+        program = self._programs[layer, part][0]
         step = {
-            "hidden": hidden,
-            "cu_seqlens": np.array([0, len(hidden)], np.int32),
+            "cu_seqlens": np.array([0, len(rows[graph.PARTS[part][0]])], np.int32),
             "past_lens": np.zeros(1, np.int32),
             "slots": np.zeros(1, np.int32),
         }
-        states = _states(layer, first, self._tokens)
         known = set(program.inputs)
-        feeds = {name: array for name, array in (step | states | weights).items() if name in known}
-        results: Mapping[str, Float32] = program.run(feeds)
-        return results
+        given = step | _states(layer, first, self._tokens) | weights | dict(rows)
+        results: Mapping[str, Float32] = program.run({name: array for name, array in given.items() if name in known})
+        return results[part]
 
 
-def _mixer_width(layer: LayerSpec) -> int:
+def mixer_width(layer: LayerSpec) -> int:
+    """Columns that go into the output projection of a layer's mixer."""
     if layer.attention:
         return layer.attention.heads * layer.attention.head_dim
     return layer.gated_delta.z_dim if layer.gated_delta else 0

@@ -58,9 +58,13 @@ class Fold:
             arrays[name] = arrays[name] * a[self.share]
         stem = self.producer.removesuffix(".weight")
         for name in {self.producer, f"{stem}.bias"} & set(arrays):
-            divided = arrays[name].copy()
-            divided[self.first :: self.step] /= a.reshape(-1, *[1] * (divided.ndim - 1))
-            arrays[name] = divided
+            arrays[name] = self.divided(arrays[name], a)
+
+    def divided(self, array: Float32, a: Float32) -> Float32:
+        """The producer, its bias or the scales of its rows, divided by `a` [width]."""
+        copy = array.copy()
+        copy[self.first :: self.step] /= a.reshape(-1, *[1] * (copy.ndim - 1))
+        return copy
 
 
 def folds(layer: LayerSpec, hidden: int) -> Iterator[Fold]:

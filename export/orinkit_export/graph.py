@@ -14,8 +14,7 @@ import onnx_ir as ir
 
 from orinkit.model import ModelSpec
 from orinkit.ops import DOMAIN
-from orinkit_export import bodies
-from orinkit_export.layers import embed, head, mixer, mlp
+from orinkit_export import bodies, layers
 from orinkit_export.nodes import OpNodes
 from orinkit_export.store import DATA, Entry
 
@@ -107,37 +106,42 @@ def build(
 ) -> ir.Model:
     """The graph of `spec` over the stored tensors `entries`; `activations` is float16 or float32."""
     builder = GraphBuilder(entries, activations, spec.norm_eps, weights_as_inputs=weights_as_inputs)
-    hidden = embed(builder, spec)
+    hidden = layers.embed(builder, spec)
     for index, layer in enumerate(spec.layers):
-        hidden = mlp(builder, index, mixer(builder, index, layer, hidden))
-    logits = head(builder, hidden)
+        hidden = layers.layer(builder, index, layer, hidden)
+    logits = layers.head(builder, hidden)
     logits.name, logits.type, logits.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape(("R", spec.vocab))
     return builder.model(spec.architecture, logits)
 
 
-def single_layer(spec: ModelSpec, index: int, entries: Mapping[str, Entry]) -> ir.Model:
-    """One decoder layer in float32 with its weights as inputs, for calibration.
+PARTS: dict[str, tuple[str, ...]] = {
+    "mixer": ("hidden",),
+    "middle": ("mixer", "hidden"),
+    "inner": ("middle",),
+    "out": ("inner", "middle"),
+}
+"""The parts of a layer by the rows that they make, and the rows [T, .] that they are made of: `hidden` goes in, `mixer`
+is the input of its output projection, `middle` lies between its halves, `inner` is the input of the down projection,
+`out` goes on to the next layer."""
 
-    Inputs `hidden` [T, H], the step inputs that its mixer needs, states, weights. Outputs: `mixer` (input of the output
-    projection), `middle` (hidden rows between the blocks), `inner` (input of the down projection), `out`.
-    """
+
+def layer_part(spec: ModelSpec, index: int, entries: Mapping[str, Entry], part: str) -> ir.Model:
+    """One of PARTS in float32, for calibration. Inputs: its rows, the step inputs that it needs, states, weights."""
     builder = GraphBuilder(entries, "float32", spec.norm_eps, weights_as_inputs=True)
-    hidden = builder.input("hidden", ir.DataType.FLOAT, ("T", spec.hidden))
-    middle = mixer(builder, index, spec.layers[index], hidden)
-    out = mlp(builder, index, middle)
-    by_name = {node.name: node.outputs[0] for node in builder.nodes.nodes}
-    kind = "attention" if spec.layers[index].attention else "gated_delta"
-    named = {
-        "mixer": by_name[f"layers.{index}.{kind}"],
-        "middle": middle,
-        "inner": by_name[f"layers.{index}.gate_up"],
-        "out": out,
-    }
-    for name, value in named.items():
-        value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
+    layer = spec.layers[index]
+    rows = [builder.input(name, ir.DataType.FLOAT, ("T", f"{name}_width")) for name in PARTS[part]]
+    if part == "mixer":
+        y = layers.mixer(builder, index, layer, *rows)
+    elif part == "middle":
+        y = layers.after_mixer(builder, index, layer, *rows)
+    elif part == "inner":
+        y = layers.inner(builder, index, *rows)
+    else:
+        y = layers.after_inner(builder, index, *rows)
+    y.name, y.type = part, ir.TensorType(ir.DataType.FLOAT)
     for name in ("input_ids", "logit_rows"):
         del builder.inputs[name]
-    return builder.model("layer", *named.values())
+    return builder.model("layer", y)
 
 
 def save(model: ir.Model, path: Path) -> None:

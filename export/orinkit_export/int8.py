@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orinkit.errors import ConfigError
+from orinkit_export.levels import narrow
 
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
@@ -31,6 +33,10 @@ class Rounded:
 
     def dequantised(self) -> Float32:
         return np.asarray(self.packed * self.scales.astype(np.float32)[:, None], np.float32)
+
+    def with_scales(self, change: Callable[[Float32], Float32]) -> Rounded:
+        """The same integers with other scales [N]."""
+        return Rounded(self.packed, narrow(change(self.scales.astype(np.float32))))
 
 
 def nearest(weight: Float32) -> Rounded:

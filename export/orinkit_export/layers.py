@@ -29,17 +29,28 @@ def embed(g: GraphBuilder, spec: ModelSpec) -> ir.Value:
     return y
 
 
+def layer(g: GraphBuilder, index: int, spec: LayerSpec, hidden: ir.Value) -> ir.Value:
+    """The rows behind a layer."""
+    middle = after_mixer(g, index, spec, mixer(g, index, spec, hidden), hidden)
+    return after_inner(g, index, inner(g, index, middle), middle)
+
+
 def mixer(g: GraphBuilder, index: int, layer: LayerSpec, hidden: ir.Value) -> ir.Value:
-    """The first half of a layer: hidden rows plus what its mixer makes of them."""
+    """What the mixer of a layer makes of hidden rows, in front of its output projection."""
     if layer.attention:
-        return attention_layer(g, index, layer.attention, hidden)
+        return attention(g, index, layer.attention, hidden)
     if layer.gated_delta:
-        return gated_delta_layer(g, index, layer.gated_delta, hidden)
+        return gated_delta(g, index, layer.gated_delta, hidden)
     raise GraphError(f"layers.{index}: expected a mixer, found none")
 
 
-def attention_layer(g: GraphBuilder, index: int, spec: Attention, hidden: ir.Value) -> ir.Value:
-    """hidden + o(attention(qkv(norm(hidden))))."""
+def after_mixer(g: GraphBuilder, index: int, layer: LayerSpec, y: ir.Value, hidden: ir.Value) -> ir.Value:
+    """hidden + o(y) or hidden + out(y)."""
+    return project(g, f"layers.{index}.{'o' if layer.attention else 'out'}", y, residual=hidden)
+
+
+def attention(g: GraphBuilder, index: int, spec: Attention, hidden: ir.Value) -> ir.Value:
+    """attention(qkv(norm(hidden)))."""
     prefix = f"layers.{index}"
     qkv = project(g, f"{prefix}.qkv", hidden, norm=f"{prefix}.norm1")
     kv = g.input(f"kv_{index}", g.activations, ("S", 2, spec.kv_heads, f"C_{index}", spec.head_dim))
@@ -66,11 +77,11 @@ def attention_layer(g: GraphBuilder, index: int, spec: Attention, hidden: ir.Val
         norm_eps=g.eps,
     )
     g.state_output(kv, kv_out)
-    return project(g, f"{prefix}.o", y, residual=hidden)
+    return y
 
 
-def gated_delta_layer(g: GraphBuilder, index: int, spec: GatedDelta, hidden: ir.Value) -> ir.Value:
-    """hidden + out(gated_delta(qkvz(norm(hidden)), ba(norm(hidden))))."""
+def gated_delta(g: GraphBuilder, index: int, spec: GatedDelta, hidden: ir.Value) -> ir.Value:
+    """gated_delta(qkvz(norm(hidden)), ba(norm(hidden)))."""
     prefix = f"layers.{index}"
     qkvz = project(g, f"{prefix}.qkvz", hidden, norm=f"{prefix}.norm1")
     ba = project(g, f"{prefix}.ba", hidden, norm=f"{prefix}.norm1")
@@ -90,14 +101,18 @@ def gated_delta_layer(g: GraphBuilder, index: int, spec: GatedDelta, hidden: ir.
     )
     g.state_output(conv, conv_out)
     g.state_output(rec, rec_out)
-    return project(g, f"{prefix}.out", y, residual=hidden)
+    return y
 
 
-def mlp(g: GraphBuilder, index: int, hidden: ir.Value) -> ir.Value:
-    """hidden + down(silu(gate(norm(hidden))) * up(norm(hidden)))."""
+def inner(g: GraphBuilder, index: int, middle: ir.Value) -> ir.Value:
+    """silu(gate(norm(middle))) * up(norm(middle))."""
     prefix = f"layers.{index}"
-    inner = project(g, f"{prefix}.gate_up", hidden, norm=f"{prefix}.norm2", activation="swiglu")
-    return project(g, f"{prefix}.down", inner, residual=hidden)
+    return project(g, f"{prefix}.gate_up", middle, norm=f"{prefix}.norm2", activation="swiglu")
+
+
+def after_inner(g: GraphBuilder, index: int, y: ir.Value, middle: ir.Value) -> ir.Value:
+    """middle + down(y)."""
+    return project(g, f"layers.{index}.down", y, residual=middle)
 
 
 def head(g: GraphBuilder, hidden: ir.Value) -> ir.Value:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
+from orinkit.errors import ConfigError
 
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
@@ -51,6 +52,20 @@ class Levels(NamedTuple):
     def in_rows(self, count: int) -> Levels:
         """Those of a matrix of `count` rows, whose groups come one after the other."""
         return Levels(self.scales.reshape(count, -1), None if self.zeros is None else self.zeros.reshape(count, -1))
+
+
+def narrow(scales: Float32) -> Float16:
+    """Scales in float16, none of them 0 that was not. Raises ConfigError."""
+    with np.errstate(over="ignore"):
+        found = scales.astype(np.float16)
+    if not np.isfinite(found).all():
+        raise ConfigError(
+            f"expected scales up to {np.finfo(np.float16).max:.6g}, found {np.abs(scales).max():.6g}; choose a wider "
+            "format, or check the checkpoint"
+        )
+    vanished = (found == 0) & (scales != 0)
+    found[vanished] = np.copysign(np.finfo(np.float16).smallest_subnormal, scales[vanished])
+    return found
 
 
 def by_rows(rows: int, columns: int, work: Callable[[slice], None]) -> None:

@@ -20,7 +20,7 @@ from orinkit.memory.formats import NAMED, candidates, is_undecided
 from orinkit.model import ModelSpec
 from orinkit.recipe import Recipe
 from orinkit.runtime.tokenizer import TOKENIZER, Tokenizer
-from orinkit_export import architectures, calibrate, imports, quantise, texts
+from orinkit_export import architectures, calibrate, imports, quantise, streams, texts
 from orinkit_export.checkpoint import Checkpoint
 from orinkit_export.safetensors import parse_object
 from orinkit_export.weights import Weight, Weights
@@ -97,11 +97,15 @@ class Plan:
         return sum(quantise.stored_bytes(weight, self.recipe) for weight in self.stored())
 
     def hidden_bytes(self) -> int:
-        """Size of the files of hidden rows: input and output of a layer, for each text that is run."""
-        undecided, counts = len(self.undecided()), [self.evaluation_ids().size]
-        counts += [self.calibration_ids().size] if self.recipe.quantise.method in quantise.CALIBRATED else []
-        counts += [self.probe_ids().size * (1 + undecided)] if undecided else []
-        return sum(2 * 4 * count * self.spec.hidden for count in counts)
+        """Size of the files of hidden rows: input and output of a layer for each text that is run, and what lies
+        between where weights are rounded by the calibration text (streams.py)."""
+        undecided, pair = len(self.undecided()), 2 * self.spec.hidden
+        values = pair * self.evaluation_ids().size
+        if self.recipe.quantise.method in quantise.CALIBRATED:
+            values += streams.most_columns(self.spec) * self.calibration_ids().size
+        if undecided:
+            values += pair * self.probe_ids().size * (1 + undecided)
+        return 4 * values
 
 
 def read(recipe_path: Path, checkpoint: Path | None = None, allow_nonfinite: bool = False) -> Plan:

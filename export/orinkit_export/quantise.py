@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from orinkit.errors import ConfigError
 from orinkit.memory.formats import Format, Kind, format_of, parts_of, shares_head
 from orinkit.recipe import Recipe
 from orinkit_export import int8, rounding
+from orinkit_export.levels import narrow
 from orinkit_export.rounding import loss
 from orinkit_export.store import TensorWriter
 from orinkit_export.weights import Weight
@@ -29,11 +32,47 @@ _LARGEST = {"int4": 7 * _MAX_FLOAT16, "int8": 127 * _MAX_FLOAT16, "float16": _MA
 """Largest magnitude that a format holds; scales are float16."""
 
 
-def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | None = None) -> float | None:
+class Rounded(Protocol):
+    """A matrix as it is stored."""
+
+    @property
+    def packed(self) -> NDArray[Any]: ...
+
+    @property
+    def beside(self) -> tuple[NDArray[np.generic], ...]:
+        """What Format.suffixes names."""
+
+    def dequantised(self) -> Float32: ...
+
+    def with_scales(self, change: Callable[[Float32], Float32]) -> Rounded:
+        """Rows times other factors; `change` gets and gives what multiplies each row, or each of its groups."""
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A matrix that is not rounded to integers."""
+
+    packed: NDArray[np.floating[Any]]
+    beside: tuple[NDArray[np.generic], ...] = ()
+
+    def dequantised(self) -> Float32:
+        return np.asarray(self.packed, np.float32)
+
+    def with_scales(self, change: Callable[[Float32], Float32]) -> Wide:
+        return Wide(narrow(change(self.dequantised())) if self.packed.dtype == np.float16 else change(self.packed))
+
+
+def store(
+    writer: TensorWriter,
+    weight: Weight,
+    recipe: Recipe,
+    gram: Float32 | None = None,
+    rounded: Rounded | None = None,
+) -> float | None:
     """Write `weight` in its format: `X.weight` with what belongs beside it (Format.suffixes), or as it is.
 
     `gram` [K, K] of the inputs of the matrix, where it is known, weighs the rounding errors; then the result is the
-    relative squared error of the outputs.
+    relative squared error of the outputs. A matrix that is `rounded` already is written as that.
 
     Raises ConfigError: a shape that the format does not fit, values that float16 cannot hold. Raises CheckpointError:
     integers of the checkpoint that cannot be kept.
@@ -45,37 +84,59 @@ def store(writer: TensorWriter, weight: Weight, recipe: Recipe, gram: Float32 | 
         return None
     check_shape(weight, recipe)
     chosen = chosen_format(weight, recipe)
-    kind = chosen.kind
-    if kind in ("float16", "float32"):
-        writer.write(weight.name, (block.astype(kind) for block in _checked_blocks(weight, kind)))
-        return None
-    rounder = _rounder(chosen, recipe, gram)
+    error = Error()
     beside: list[tuple[NDArray[np.generic], ...]] = []
-    lost = power = 0.0
 
-    def packed() -> Iterator[NDArray[np.int8]]:
-        nonlocal lost, power
-        for block in _checked_blocks(weight, kind):
-            rounded = rounder(block)
-            if gram is not None:
-                lost += loss(block, rounded.dequantised(), gram)
-                power += loss(block, np.zeros_like(block), gram)
-            beside.append(rounded.beside)
-            yield rounded.packed
+    def packed() -> Iterator[NDArray[Any]]:
+        for part in [rounded] if rounded else _rounded_blocks(weight, recipe, gram, error):
+            beside.append(part.beside)
+            yield part.packed
 
     writer.write(weight.name, packed())
     for suffix, blocks in zip(chosen.suffixes, zip(*beside, strict=True), strict=True):
         writer.write(f"{stem}.{suffix}", blocks)
-    return lost / power if power else None
+    return error.relative
 
 
-def _rounder(
-    chosen: Format, recipe: Recipe, gram: Float32 | None
-) -> Callable[[Float32], rounding.Rounded | int8.Rounded]:
+@dataclass
+class Error:
+    """Squared errors of outputs, and their power."""
+
+    lost: float = 0.0
+    power: float = 0.0
+
+    def add(self, weight: Float32, rounded: Float32, gram: Float32) -> None:
+        self.lost += loss(weight, rounded, gram)
+        self.power += loss(weight, np.zeros_like(weight), gram)
+
+    @property
+    def relative(self) -> float | None:
+        return self.lost / self.power if self.power else None
+
+
+def rounded(weight: Weight, recipe: Recipe, gram: Float32) -> tuple[Rounded, float | None]:
+    """A matrix that comes in one block, as `store` would write it, and its error. Raises ConfigError."""
+    check_shape(weight, recipe)
+    error = Error()
+    (found,) = _rounded_blocks(weight, recipe, gram, error)
+    return found, error.relative
+
+
+def _rounded_blocks(weight: Weight, recipe: Recipe, gram: Float32 | None, error: Error) -> Iterator[Rounded]:
+    chosen = chosen_format(weight, recipe)
+    rounder = _rounder(chosen, recipe, gram)
+    for block in _checked_blocks(weight, chosen.kind):
+        found = rounder(block)
+        if gram is not None and not isinstance(found, Wide):
+            error.add(block, found.dequantised(), gram)
+        yield found
+
+
+def _rounder(chosen: Format, recipe: Recipe, gram: Float32 | None) -> Callable[[Float32], Rounded]:
     """What rounds blocks of rows."""
-    if chosen.kind == "int8":
-        return int8.nearest
-    return rounding.Rounder(chosen.group_size, gram, "gptq" in recipe.quantise.method, chosen.has_zeros)
+    if chosen.kind == "int4":
+        return rounding.Rounder(chosen.group_size, gram, "gptq" in recipe.quantise.method, chosen.has_zeros)
+    return int8.nearest if chosen.kind == "int8" else lambda block: Wide(block.astype(chosen.kind))
 
 
 def chosen_format(weight: Weight, recipe: Recipe) -> Format:

@@ -8,6 +8,7 @@ scale by scale, each the best while all others stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,24 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orinkit import int4
-from orinkit_export.levels import THREADS, Levels, by_rows, levels_of
+from orinkit_export.damping import damped, inverse_factor
+from orinkit_export.levels import THREADS, Levels, by_rows, levels_of, narrow
 
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
 UInt8 = NDArray[np.uint8]
-
-DAMPING = 0.3
-"""Share of each channel's own power that GPTQ adds to it: what channels have in common in the calibration text, they do
-not all have in common elsewhere."""
 
 DESCENTS = 3
 """Sweeps of coordinate descent behind GPTQ."""
 
 ROWS = 512
 """Rows that one thread has in hand."""
-
-BLOCK = 128
-"""Largest triangular matrix that is inverted in one piece."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,10 @@ class Rounded:
 
     def dequantised(self) -> Float32:
         return int4.dequantise(self.packed, self.scales, self.zeros)
+
+    def with_scales(self, change: Callable[[Float32], Float32]) -> Rounded:
+        """The same integers with other scales [N, K/G]."""
+        return Rounded(self.values, self.levels._replace(scales=narrow(change(self.scales.astype(np.float32)))))
 
 
 def nearest(weight: Float32, levels: Levels) -> Rounded:
@@ -121,9 +120,8 @@ class _Spread:
     @classmethod
     def of(cls, gram: Float32, group_size: int) -> _Spread:
         order = _order(np.diag(gram), group_size)
-        damped = gram[np.ix_(order, order)]
-        damped[np.diag_indices_from(damped)] *= 1 + np.float32(DAMPING)
-        return cls(order, damped, _inverse_factor(damped), group_size)
+        ordered = damped(gram[np.ix_(order, order)])
+        return cls(order, ordered, inverse_factor(ordered), group_size)
 
     def __call__(self, weight: Float32, levels: Levels) -> Rounded:
         values, scales = np.empty(weight.shape, np.uint8), np.empty_like(levels.scales)
@@ -166,28 +164,6 @@ def _order(importance: NDArray[np.float32], group_size: int) -> NDArray[np.intp]
     groups = np.argsort(-grouped.mean(axis=1), kind="stable")
     inside = np.argsort(-grouped, axis=1, kind="stable")
     return np.asarray((groups[:, None] * group_size + inside[groups]).ravel(), np.intp)
-
-
-def _inverse_factor(damped: Float32) -> Float32:
-    """U, upper triangular, with H^-1 = U^T U. Damped channel by channel, H is positive definite but for channels that
-    have no input: they get 1 on the diagonal, and spread nothing."""
-    # H = R R^T with R upper triangular is the factorisation of the reversed order, and U is the inverse of R.
-    definite = damped[::-1, ::-1].copy()
-    definite[np.diag_indices_from(definite)] += np.diag(definite) == 0
-    factor = np.ascontiguousarray(np.linalg.cholesky(definite)[::-1, ::-1])
-    _invert(factor)
-    return factor
-
-
-def _invert(upper: Float32) -> None:
-    """Invert an upper triangular matrix in place, half by half: a quarter of the work of a general inverse."""
-    half = len(upper) // 2
-    if len(upper) <= BLOCK:
-        upper[:] = np.linalg.inv(upper)
-        return
-    _invert(upper[:half, :half])
-    _invert(upper[half:, half:])
-    upper[:half, half:] = -(upper[:half, :half] @ upper[:half, half:]) @ upper[half:, half:]
 
 
 def _rounded(columns: Float32, scales: Float32, lowest: Float32) -> Float32:

@@ -24,9 +24,11 @@ from orinkit_export import int8, rounding, smoothing
 from orinkit_export.calibrate import Hidden, LayerRunner, Statistics
 from orinkit_export.disk import writing
 from orinkit_export.evaluate import Comparison
+from orinkit_export.findings import sampled
 from orinkit_export.folds import Arrays
+from orinkit_export.layerwise import POINTS
 from orinkit_export.plan import Plan
-from orinkit_export.prepare import POINTS, embedded, sampled
+from orinkit_export.prepare import embedded
 from orinkit_export.progress import Advance, progress
 from orinkit_export.weights import Weight
 

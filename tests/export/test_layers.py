@@ -152,7 +152,8 @@ def attention_tensors() -> Tensors:
 
 def test_an_attention_layer() -> None:
     g = builder(attention_tensors())
-    y = layers.attention_layer(g, 3, ATTENTION, hidden())
+    x, layer = hidden(), LayerSpec(attention=ATTENTION, gated_delta=None, intermediate=128)
+    y = layers.after_mixer(g, 3, layer, layers.mixer(g, 3, layer, x), x)
     qkv, mixer, o = g.nodes.nodes
     assert [node.name for node in (qkv, mixer, o)] == ["layers.3.qkv", "layers.3.attention", "layers.3.o"]
     assert qkv.inputs[4] is not None
@@ -174,7 +175,7 @@ def test_an_attention_layer() -> None:
 def test_an_attention_layer_without_norms_of_heads() -> None:
     tensors = {name: entry for name, entry in attention_tensors().items() if "_norm" not in name}
     g = builder(tensors)
-    layers.attention_layer(g, 3, ATTENTION, hidden())
+    layers.attention(g, 3, ATTENTION, hidden())
     assert inputs(nodes(g)["layers.3.attention"])[5:7] == [None, None]
 
 
@@ -184,7 +185,8 @@ def test_a_gated_delta_layer() -> None:
     tensors |= int4(f"{stem}.out", HIDDEN, 64) | {f"{stem}.conv_weight": ("float16", (GATED_DELTA.channels, 4))}
     tensors |= vectors(f"{stem}.norm1") | vectors(f"{stem}.a_log", f"{stem}.dt_bias", width=heads)
     g = builder(tensors | vectors(f"{stem}.norm", width=16))
-    layers.gated_delta_layer(g, 0, GATED_DELTA, hidden())
+    x, layer = hidden(), LayerSpec(attention=None, gated_delta=GATED_DELTA, intermediate=128)
+    layers.after_mixer(g, 0, layer, layers.mixer(g, 0, layer, x), x)
     qkvz, ba, mixer, out = g.nodes.nodes
     assert [node.op_type for node in (qkvz, ba, mixer, out)] == [
         *("OrinLinear", "OrinLinear", "OrinGatedDelta", "OrinInt4Gemm"),
@@ -209,7 +211,8 @@ def test_a_gated_delta_layer() -> None:
 def test_a_swiglu_block() -> None:
     stored = int4("layers.1.gate_up", 256, HIDDEN) | int4("layers.1.down", HIDDEN, 128) | vectors("layers.1.norm2")
     g = builder(stored)
-    layers.mlp(g, 1, hidden())
+    x = hidden()
+    layers.after_inner(g, 1, layers.inner(g, 1, x), x)
     gate_up, down = g.nodes.nodes
     assert (plain(gate_up)["activation"], plain(down)["activation"]) == ("swiglu", "none")
     assert inputs(gate_up)[4] == "layers.1.norm2"

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from orinkit import int4
-from orinkit_export.levels import SHRINK, Levels, levels_of, search
+from orinkit.errors import ConfigError
+from orinkit_export.levels import SHRINK, Levels, levels_of, narrow, search
 from rounding_inputs import Float32, Float64, gauss
 
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Any]] = {
@@ -162,3 +163,11 @@ def test_importance_moves_levels_to_columns_that_matter() -> None:
         assert plain.scales.shape == weighted.scales.shape == (300, 1)
         assert (plain.zeros is None, weighted.zeros is None) == (not has_zeros, not has_zeros)
         assert np.mean(plain.scales != weighted.scales) > 0.5
+
+
+def test_scales_stay_what_they_are_in_float16_or_are_refused() -> None:
+    tiny = np.float16(2.0**-24)
+    found = narrow(np.array([1e-9, -1e-9, 0, 0.5], np.float32))
+    assert found.tolist() == [tiny, -tiny, 0, 0.5]
+    with pytest.raises(ConfigError, match="scales up to 65504, found 70000; choose a wider format"):
+        narrow(np.array([1, 7e4], np.float32))

@@ -76,7 +76,8 @@ def test_calibration_sequences_longer_than_the_capacity_are_refused(folder: Path
 
 
 def test_hidden_rows_come_with_the_sizes(folder: Path) -> None:
-    """Input and output of a layer, float32, for both texts."""
+    """Input and output of a layer, float32; for the calibration text three times two models' hidden rows, and the
+    widest rows within a layer."""
     recipe(evaluation={"sequences": 3, "tokens": 32}, calibration={"sequences": 2, "tokens": 64})(folder)
     assert read(folder).hidden_bytes() == 2 * 4 * 256 * 3 * 32
     recipe(
@@ -84,7 +85,7 @@ def test_hidden_rows_come_with_the_sizes(folder: Path) -> None:
         evaluation={"sequences": 3, "tokens": 32},
         calibration={"sequences": 2, "tokens": 64},
     )(folder)
-    assert read(folder).hidden_bytes() == 2 * 4 * 256 * (3 * 32 + 2 * 64)
+    assert read(folder).hidden_bytes() == 4 * (2 * 256 * 3 * 32 + (6 * 256 + 768) * 2 * 64)
 
 
 def test_an_evaluation_text_of_ones_own_lies_beside_the_recipe(folder: Path) -> None:

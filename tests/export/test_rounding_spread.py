@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orinkit_export import rounding
+from orinkit_export import damping, rounding
 from orinkit_export.levels import Levels, levels_of
 from orinkit_export.rounding import Rounder, loss, nearest
 from rounding_inputs import Float32, Float64, correlated, gauss, gram_of
@@ -19,7 +19,7 @@ def row_losses(weight: Float32, rounded: Float32 | Float64, gram: Float32) -> Fl
 
 
 def damped(gram: Float32) -> Float32:
-    return gram + rounding.DAMPING * np.diag(np.diag(gram))
+    return gram + damping.DAMPING * np.diag(np.diag(gram))
 
 
 def searched(weight: Float32, gram: Float32, group_size: int, has_zeros: bool = False) -> Levels:
@@ -144,14 +144,14 @@ def test_more_rows_than_a_thread_has_in_hand() -> None:
 def test_the_inverse_of_a_triangular_matrix(size: int) -> None:
     upper = np.triu(gauss(size, size)) / np.float32(size) + np.eye(size, dtype=np.float32)
     found = upper.copy()
-    rounding._invert(found)
+    damping._invert(found)
     assert np.abs(np.tril(found, -1)).max(initial=0) == 0
     assert np.abs(found.astype(np.float64) @ upper - np.eye(size)).max() < 1e-5
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:
     gram = damped(gram_of(correlated(900, 200)))
-    factor = rounding._inverse_factor(gram).astype(np.float64)
+    factor = damping.inverse_factor(gram).astype(np.float64)
     assert np.array_equal(factor, np.triu(factor))
     assert np.abs(factor.T @ factor @ gram - np.eye(200)).max() < 1e-3
 

@@ -14,7 +14,7 @@ from orinkit import config
 from orinkit.errors import BundleError
 from orinkit_export import evaluate
 from orinkit_export.disk import writing
-from orinkit_export.prepare import OUTLIER
+from orinkit_export.findings import OUTLIER
 from orinkit_export.report.data import HTML, JSON, Matrix, Report, encode
 from orinkit_export.report.html import document, number, plots, section, table, tiles
 from orinkit_export.report.svg import Series, bars, columns, lines

@@ -9,7 +9,7 @@ import pytest
 from orinkit.bundle import Bundle
 from orinkit.ops import VERSIONS
 from orinkit.ops.description import rms_norm
-from orinkit_export import gate, plan, prepare, rounding
+from orinkit_export import findings, gate, plan, rounding
 from orinkit_export.report import data
 from orinkit_export.report.data import Report
 from programs import desk, finish, small_desk
@@ -61,7 +61,7 @@ def test_the_error_before_is_that_of_plain_rounding(report: Report, calibrated: 
     assert first.largest == pytest.approx(np.abs(x).max(), rel=1e-3)
     assert first.channel == np.abs(x).max(axis=0).argmax()
     assert first.typical == pytest.approx(np.median(np.abs(x).mean(axis=0)), rel=1e-3)
-    assert first.outliers == (np.abs(x).mean(axis=0) > prepare.OUTLIER * first.typical).sum()
+    assert first.outliers == (np.abs(x).mean(axis=0) > findings.OUTLIER * first.typical).sum()
 
 
 def test_folds_and_inputs_of_every_layer_in_order(report: Report) -> None:
