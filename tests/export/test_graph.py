@@ -35,13 +35,14 @@ Export = Callable[..., Exported]
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Small models by name, each exported once."""
-    made: dict[tuple[str, Recipe], Exported] = {}
+    made: dict[tuple[str, str], Exported] = {}
 
     def get(name: str, how: Recipe = WIDE) -> Exported:
-        if (name, how) not in made:
+        key = name, repr(how)  # a recipe holds a dict
+        if key not in made:
             spec, path = small_models.export(name, tmp_path_factory.mktemp("graph"), how)
-            made[name, how] = spec, path, ir.load(path)
-        return made[name, how]
+            made[key] = spec, path, ir.load(path)
+        return made[key]
 
     return get
 
