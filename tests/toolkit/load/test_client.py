@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import socket
 import threading
 import time
@@ -25,8 +26,10 @@ def answered(status: str, body: str) -> Outcome:
 
         def answer() -> None:
             accepted, _ = listening.accept()
-            with accepted:
-                accepted.recv(1 << 16)
+            with accepted, accepted.makefile("rb") as request:
+                request.readline()
+                headers = http.client.parse_headers(request)
+                request.read(int(headers["Content-Length"]))  # what is left unread resets the connection
                 accepted.sendall(f"HTTP/1.1 {status}\r\nConnection: close\r\n\r\n{body}".encode())
 
         thread = threading.Thread(target=answer)
