@@ -103,6 +103,7 @@ class Mix:
 
     def talk(self) -> None:
         reply = chat(self.server, max_tokens=12, n=2, seed=self.draw.randrange(100))
+        assert reply.status == 200, reply
         assert [choice["message"]["role"] for choice in reply.json["choices"]] == ["assistant"] * 2
 
     def shaped(self) -> None:

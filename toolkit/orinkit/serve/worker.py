@@ -43,6 +43,8 @@ _PR_SET_PDEATHSIG = 1
 _MOMENT = 0.002
 _TOGETHER = 0.016
 """Seconds within which steps are told together: a screen shows no more, and each report takes time from the steps."""
+_NICE = 5
+"""Below the supervisor, which has little to do, but somebody waits for it."""
 _OOM_SCORE = "500"
 """The kernel's choice when memory runs out should be the worker, which is started again."""
 
@@ -243,6 +245,7 @@ def _bind_to(supervisor: int) -> None:
     if os.getppid() != supervisor:
         raise ConfigError("worker: expected to be started by orin-run serve; use that")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICE)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
 
