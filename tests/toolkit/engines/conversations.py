@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -91,6 +91,16 @@ def talk(pipeline: Pipeline, shapes: Shapes, turns: int, seed: int = 1) -> list[
         if conversation.lengths:
             conversation.decode()
     return conversation.answers()
+
+
+def make_eager(pipeline: Any) -> Any:
+    """The same pipeline, whose captured steps are enqueued kernel by kernel."""
+    captures = pipeline._captures
+    kinds = ((captures.prefills, captures.contexts.short_step), (captures.steps, captures.contexts.decode_step))
+    for steps, make in kinds:
+        for size, step in steps.items():
+            steps[size] = replace(step, launch=make(size))
+    return pipeline
 
 
 def _until_stop(heard: Heard, stops: tuple[int, ...]) -> Heard:

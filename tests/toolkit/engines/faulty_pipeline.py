@@ -4,7 +4,7 @@
     python faulty_pipeline.py BUNDLE KERNELS none|decode|prefill
 
 decode   a launch with a wild pointer comes between captured decode steps that run ahead
-prefill  the prefill of the next prompt has one
+prefill  the prefill of the next prompt, enqueued kernel by kernel, has one
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ TOKENS_BEFORE = 4
 def inject(engine: CudaEngine, served: Scheduler, fault: str) -> None:
     """Put the wild pointer where the fault has it."""
     if fault == "prefill":
-        pipeline: Any = served._pipeline
-        pipeline._contexts.prefill.launches[0].arguments.y = WILD
+        captures: Any = served._pipeline._captures  # type: ignore[attr-defined]
+        size = min(captures.prefills)
+        captures.contexts.short[size].launches[0].arguments.y = WILD
+        captures.prefills[size] = replace(captures.prefills[size], launch=captures.contexts.short_step(size))
         served.submit(Request((1, 2, 3), max_tokens=2))
     elif fault == "decode":
         pointers = {"ids": WILD, "cu_seqlens": WILD, "slots": WILD, "counts": WILD}

@@ -16,17 +16,17 @@ import pytest
 from orinkit.bundle import Bundle
 from orinkit.engines.base import Limits
 from orinkit.errors import DeviceError
-from orinkit.memory.needs import CAPTURE, decode_sizes
+from orinkit.memory.needs import CAPTURE, decode_sizes, prefill_sizes
 from orinkit.ops import VERSIONS
 from orinkit.recipe import Shapes
 from orinkit.runtime.pipeline import HostPipeline, open_pipeline
 from orinkit.runtime.steps import Stepper
-from toolkit.engines.conversations import GREEDY, PLAIN, Conversation, check_clear, talk
+from toolkit.engines.conversations import GREEDY, PLAIN, Conversation, check_clear, make_eager, talk
 
 pytestmark = pytest.mark.gpu
 LIBRARY = Path(__file__).parents[3] / "build/kernels/liborin_kernels.so"
 SHAPES = Shapes(capacity=1024, slots=8, chunk=32)
-SIZES = decode_sizes(SHAPES.slots)
+SIZES, PREFILLS = decode_sizes(SHAPES.slots), prefill_sizes(SHAPES.chunk)
 LIMITS = Limits(biases=300, stops=32, logprobs=20, run_ahead=2, snapshots=0)
 
 
@@ -51,14 +51,6 @@ def counted(launch: Callable[[], None], size: int, seen: Counter[int]) -> Callab
     return run
 
 
-def make_eager(pipeline: Any) -> Any:
-    """The same pipeline, whose decode steps are enqueued kernel by kernel."""
-    captures = pipeline._captures
-    for size, step in captures.steps.items():
-        captures.steps[size] = replace(step, launch=captures.contexts.decode_step(size))
-    return pipeline
-
-
 # R1: captures and prefill take turns
 
 
@@ -66,13 +58,16 @@ def test_a_thousand_steps_of_all_sizes_are_those_of_an_eager_run(engine: Any, re
     """To the last bit: tokens, their log-probabilities, and the alternatives."""
     captured: Any = open_pipeline(engine, SHAPES)
     seen: Counter[int] = Counter()
-    for size, step in captured._captures.steps.items():
-        captured._captures.steps[size] = replace(step, launch=counted(step.launch, size, seen))
+    prefills: Counter[int] = Counter()
+    for steps, count in ((captured._captures.steps, seen), (captured._captures.prefills, prefills)):
+        for size, step in steps.items():
+            steps[size] = replace(step, launch=counted(step.launch, size, count))
     found = talk(captured, SHAPES, 1010)
     assert seen.total() >= 1000
-    assert set(seen) == set(SIZES)
+    assert (set(seen), set(prefills)) == (set(SIZES), set(PREFILLS))
     assert found == talk(make_eager(open_pipeline(engine, SHAPES)), SHAPES, 1010)
     record_property("decode steps by size", dict(seen))
+    record_property("short prefill steps by size", dict(prefills))
     record_property("sequences", len(found))
 
 
@@ -98,11 +93,11 @@ def untouched(engine: Any, caches: Any, slots: set[int]) -> bool:
     return True
 
 
-def answers(pipeline: Any, slots: list[int]) -> Any:
-    """Sequences in these slots, decoded side by side."""
+def answers(pipeline: Any, slots: list[int], ids: tuple[int, ...] = ()) -> Any:
+    """Sequences in these slots, decoded side by side; without `ids` of any prompt."""
     conversation = Conversation(pipeline, SHAPES, seed=len(slots), seat=PLAIN)
     for slot in slots:
-        conversation.join(slot, GREEDY)
+        conversation.join(slot, GREEDY, ids)
     for _ in range(6):
         conversation.decode()
     found = conversation.answers()
@@ -126,6 +121,21 @@ def test_every_captured_size_with_every_real_count(engine: Any, record_property:
     record_property("tokens compared", compared)
 
 
+def test_every_captured_prefill_with_every_real_count(engine: Any, record_property: Any) -> None:
+    """The tokens behind the real ones belong to nobody; every second prompt is a rest behind a chunk."""
+    pipeline: Any = open_pipeline(engine, SHAPES)
+    exact = HostPipeline(Stepper(engine, SHAPES))
+    compared = 0
+    for count in range(1, max(PREFILLS) + 1):
+        slot, ids = count % SHAPES.slots, tuple(7 * j % 4000 + 1 for j in range(count + SHAPES.chunk * (count % 2)))
+        poison(engine, pipeline._contexts)
+        found, wanted = (answers(each, [slot], ids) for each in (pipeline, exact))
+        compared += check_clear(found, wanted)
+        assert untouched(engine, pipeline._contexts.caches, set(range(SHAPES.slots)) - {slot}), count
+    assert compared > 100
+    record_property("tokens compared", compared)
+
+
 # R3: a capture that fails is said to be missing
 
 
@@ -133,19 +143,18 @@ def test_a_failed_capture_is_told_and_changes_no_token(engine: Any, monkeypatch:
     expected = talk(open_pipeline(engine, SHAPES), SHAPES, 40)
     whole = engine.gpu.capture
 
-    def fail_at_four(work: Callable[[], None]) -> Any:
+    def fail_twice(work: Callable[[], None]) -> Any:
         tried.append(work)
-        if len(tried) == 2:
+        if len(tried) in (2, len(PREFILLS) + 2):
             raise DeviceError("CUDA error 900, cudaErrorStreamCaptureUnsupported", 900)
         return whole(work)
 
     tried: list[Any] = []
-    monkeypatch.setattr(engine.gpu, "capture", fail_at_four)
+    monkeypatch.setattr(engine.gpu, "capture", fail_twice)
     pipeline = open_pipeline(engine, SHAPES)
-    assert len(tried) == len(SIZES)
-    assert pipeline.degraded == (
-        "decode steps of 4 sequences are not captured: CUDA error 900, cudaErrorStreamCaptureUnsupported"
-    )
+    assert len(tried) == len(SIZES) + len(PREFILLS)
+    reason = "are not captured: CUDA error 900, cudaErrorStreamCaptureUnsupported"
+    assert pipeline.degraded == f"prefill steps of 16 tokens {reason}; decode steps of 4 sequences {reason}"
     assert talk(pipeline, SHAPES, 40) == expected
 
 
@@ -172,7 +181,7 @@ def test_captures_take_no_more_than_the_plan_says(
     engine: Any, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
     """Nodes and their arguments: they share the arena and what follows, nothing of ours is allocated for them."""
-    from orinkit.engines.cuda_pipeline import Captures, Contexts, Warm
+    from orinkit.engines.captures import Captures, Contexts, Warm
 
     warm = Warm(Contexts(engine, engine.caches(SHAPES.slots, SHAPES.capacity, SHAPES.chunk), SHAPES.chunk, LIMITS))
     whole, each, allocated = engine.gpu.capture, [], engine.gpu.num_allocations
@@ -187,8 +196,8 @@ def test_captures_take_no_more_than_the_plan_says(
     before = free()
     captures = Captures(warm)
     total = before - free()
-    record_property("bytes by captured size", dict(zip(captures.steps, each, strict=True)))
+    names = [*(f"prefill {size}" for size in captures.prefills), *(f"decode {size}" for size in captures.steps)]
+    record_property("bytes by captured size", dict(zip(names, each, strict=True)))
     record_property("bytes of all captured sizes after their first launch", total)
     assert engine.gpu.num_allocations == allocated
-    assert len(each) == len(SIZES)
-    assert total <= CAPTURE * len(SIZES)
+    assert total <= CAPTURE * (len(SIZES) + len(PREFILLS))

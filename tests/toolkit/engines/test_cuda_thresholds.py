@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from orinkit.runtime.batch import Batch, Row
 from orinkit.runtime.pipeline import HostPipeline, open_pipeline
 from orinkit.runtime.steps import Stepper
 from small_models import windows
-from toolkit.engines.conversations import GREEDY, PLAIN, Conversation, Heard, check_clear
+from toolkit.engines.conversations import GREEDY, PLAIN, Conversation, Heard, check_clear, make_eager
 
 pytestmark = pytest.mark.gpu
 LIBRARY = Path(__file__).parents[3] / "build/kernels/liborin_kernels.so"
@@ -65,10 +65,7 @@ def made(folder: Path, window: int) -> Three:
         engine = CudaEngine(model.graph, model.data, model.spec, LIBRARY)
     except EngineError as error:
         pytest.skip(f"needs an NVIDIA GPU and `make kernels`: {error}")
-    eager: Any = open_pipeline(engine, SHAPES)
-    captures = eager._captures
-    for size, step in captures.steps.items():
-        captures.steps[size] = replace(step, launch=captures.contexts.decode_step(size))
+    eager = make_eager(open_pipeline(engine, SHAPES))
     exact = HostPipeline(Stepper(engine, SHAPES))
     return Three(open_pipeline(engine, SHAPES), eager, exact, OrtEngine(model.graph, windows(model.spec)))
 

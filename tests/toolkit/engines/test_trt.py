@@ -80,8 +80,9 @@ def test_nothing_is_allocated_after_the_contexts_are_made(engine: Any) -> None:
 def test_a_context_has_one_profile_for_life(engine: Any) -> None:
     caches = engine.caches(SHAPES.slots, SHAPES.capacity, SHAPES.chunk)
     wanted = [Profile("prefill", SHAPES.chunk, 4), Profile("decode", 4, 4), Profile("decode 1", 1, 1)]
+    wanted.append(Profile("as many tokens as a decode step", 4, 1))
     contexts = [engine.context(profile, caches) for profile in wanted]
-    assert [engine.profile_index(context.profile) for context in contexts] == [0, 1, 1]
+    assert [engine.profile_index(context.profile) for context in contexts] == [0, 1, 1, 0]
     assert [name for name in dir(contexts[0]) if "profile" in name.lower()] == ["_profile", "profile"]
 
 

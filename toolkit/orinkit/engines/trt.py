@@ -146,12 +146,14 @@ class TrtEngine:
         return Profile(str(index), most["input_ids"], most["slots"], most["logit_rows"])
 
     def profile_index(self, profile: Profile) -> int:
-        """The smallest profile of the plan that holds `profile`. Raises EngineError: none does."""
-        rows = profile.logit_rows or profile.sequences
+        """The smallest profile of the plan that holds `profile`; one of decode steps, which have no more tokens than
+        sequences, holds nothing else. Raises EngineError: none does."""
+        rows, is_prefill = profile.logit_rows or profile.sequences, profile.tokens > profile.sequences
         fitting = []
         for index in range(self.engine.num_optimization_profiles):
             most = self.limits(index)
-            if most.tokens >= profile.tokens and most.sequences >= profile.sequences and most.logit_rows >= rows:
+            is_large = most.tokens >= profile.tokens and most.sequences >= profile.sequences and most.logit_rows >= rows
+            if is_large and not (is_prefill and index != PREFILL):
                 fitting.append((most.tokens, index))
         if not fitting:
             raise EngineError(f"expected a profile of the plan that holds {profile}, found none; build the plan again")

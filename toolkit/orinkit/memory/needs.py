@@ -26,6 +26,8 @@ MIB = 1 << 20
 ORIN_SM_COUNT = 16
 MOST_BIASES = 300
 """Token ids of a logit bias that a slot has room for."""
+SHORT_PREFILLS = (8, 16, 32, 64)
+"""Tokens of prefill steps that the host would be slower to launch than a GPU to compute."""
 CAPTURE = MIB
 """What one captured step costs the driver; assumed."""
 CONTEXT = 250 * MIB
@@ -104,6 +106,11 @@ def decode_sizes(slots: int) -> tuple[int, ...]:
     return (*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots)
 
 
+def prefill_sizes(chunk: int) -> tuple[int, ...]:
+    """The numbers of tokens of one sequence that prefill steps are captured for."""
+    return tuple(size for size in SHORT_PREFILLS if size <= chunk)
+
+
 def arena_bytes(spec: ModelSpec, recipe: Recipe, tokens: int) -> int:
     """Bytes of the values between ops in a step of `tokens` tokens."""
     return place([Value(op.name, 2 * tokens * op.width, op.reads) for op in outline.ops(spec, recipe)])[1]
@@ -156,9 +163,10 @@ def _steps(spec: ModelSpec, recipe: Recipe, sm_count: int) -> Iterator[Item]:
 
 def _overhead(spec: ModelSpec, recipe: Recipe, engine: str) -> Iterator[Item]:
     shapes = recipe.shapes
-    sizes = decode_sizes(shapes.slots)
     yield Item("logits", 4 * spec.vocab * shapes.slots, "float32, shared by all contexts")
-    yield Item("captures", CAPTURE * len(sizes), f"{len(sizes)} sizes of decode steps", is_estimate=True)
+    num_decode, num_prefill = len(decode_sizes(shapes.slots)), len(prefill_sizes(shapes.chunk))
+    detail = f"{num_decode} sizes of decode steps, {num_prefill} of short prefill steps"
+    yield Item("captures", CAPTURE * (num_decode + num_prefill), detail, is_estimate=True)
     sampling, pinned = _sampling(spec, shapes)
     yield Item("sampling", sampling, "counts, masks and settings of the slots, scratch")
     yield Item("pinned memory", pinned, "what host and GPU tell each other", "host")
