@@ -148,10 +148,10 @@ def reused(pipeline: Pipeline, vocab: int, chunk: int) -> dict[str, float]:
             start = time.perf_counter()
             pipeline.seat(0, seat)
             if name == "kept":
-                pipeline.spare.restore(0, 0)
+                pipeline.spare.restore(0, 0, SYSTEM)
             else:
                 prefill(0, SYSTEM)
-                pipeline.spare.save(0, 0)
+                pipeline.spare.save(0, 0, SYSTEM)
             prefill(SYSTEM, len(ids))
             tokens.add(pipeline.collect(0)[-1][0].token)
             times.append(time.perf_counter() - start)

@@ -39,7 +39,7 @@ def fill(pipeline: Pipeline, shapes: Shapes) -> int:
     ids = tuple(np.random.default_rng(1).integers(2, 96, shapes.capacity - LEFT).tolist())
     for slot in range(shapes.slots):
         conversation.join(slot, GREEDY, ids)
-        pipeline.spare.save(slot, slot % shapes.snapshots)
+        pipeline.spare.save(slot, slot % shapes.snapshots, len(ids))
     for _ in range(LEFT):
         conversation.decode()
     return sum(map(len, conversation.answers()))

@@ -63,7 +63,7 @@ def poison(pipeline: Any) -> None:
 
 
 def states(caches: Any) -> dict[int, int]:
-    return {address: caches._sizes[name] for name, address in caches.addresses.items()}
+    return {address: caches.sizes[name] for name, address in caches.addresses.items()}
 
 
 def held(pipeline: Any, slot: int) -> bytes:

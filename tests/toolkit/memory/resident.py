@@ -36,7 +36,7 @@ def serve(graph: Path, recipe: Recipe, model: ModelSpec) -> None:
         array.fill(0.5)
     spare = caches.spare(shapes.snapshots)
     for place in range(shapes.snapshots):
-        spare.save(0, place)
+        spare.save(0, place, shapes.capacity)
     context = engine.context(Profile("prefill", shapes.chunk, 1), caches)
     ids, slot = np.zeros(shapes.chunk, np.int32), np.zeros(1, np.int32)
     edges, last = np.array([0, shapes.chunk], np.int32), np.array([shapes.chunk - 1], np.int32)

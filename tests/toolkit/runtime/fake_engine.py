@@ -41,10 +41,12 @@ class FakeSpare:
     caches: FakeCaches
     places: list[list[tuple[int, ...]]]
 
-    def save(self, slot: int, place: int) -> None:
+    def save(self, slot: int, place: int, length: int) -> None:
+        assert length == sum(map(len, self.caches.steps[slot]))
         self.places[place] = list(self.caches.steps[slot])
 
-    def restore(self, place: int, slot: int) -> None:
+    def restore(self, place: int, slot: int, length: int) -> None:
+        assert length == sum(map(len, self.places[place]))
         self.caches.steps[slot] = list(self.places[place])
 
 

@@ -22,13 +22,13 @@ SYSTEM = tuple(range(1, 25))
 class Places:
     """A spare that notes what is asked of it."""
 
-    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    asked: list[tuple[str, int, int, int]] = field(default_factory=list)
 
-    def save(self, slot: int, place: int) -> None:
-        self.asked.append(("save", slot, place))
+    def save(self, slot: int, place: int, length: int) -> None:
+        self.asked.append(("save", slot, place, length))
 
-    def restore(self, place: int, slot: int) -> None:
-        self.asked.append(("restore", place, slot))
+    def restore(self, place: int, slot: int, length: int) -> None:
+        self.asked.append(("restore", place, slot, length))
 
 
 def request(rest: tuple[int, ...], client: str | None = None, max_tokens: int = 3) -> Request:
@@ -88,6 +88,7 @@ def test_the_least_recently_used_makes_room() -> None:
     kept.save(c, slot=3, length=10)
     assert [kept.restore(each, slot=0) for each in (a, b, c)] == [10, 0, 10]
     assert [what for what, *_ in places.asked] == ["save", "save", "restore", "save", "restore", "restore"]
+    assert {length for *_, length in places.asked} == {10}
 
 
 def test_the_longest_beginning_is_taken() -> None:

@@ -73,11 +73,11 @@ class Caches(Protocol):
 class Spare(Protocol):
     """Copies of what slots held at some time."""
 
-    def save(self, slot: int, place: int) -> None:
-        """Copy all states of a slot, as they are behind the steps launched so far."""
+    def save(self, slot: int, place: int, length: int) -> None:
+        """Copy all states of a slot that holds `length` tokens, as they are behind the steps launched so far."""
 
-    def restore(self, place: int, slot: int) -> None:
-        """Copy back, for the steps launched from here on."""
+    def restore(self, place: int, slot: int, length: int) -> None:
+        """Copy back what was saved of `length` tokens, for the steps launched from here on."""
 
 
 class Context(Protocol):

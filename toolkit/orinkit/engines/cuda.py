@@ -18,7 +18,7 @@ from orinkit.engines.gpu import Gpu, Memory
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.program import PACKED, Node, Program, Weight, read_program
 from orinkit.engines.slabs import Slabs
-from orinkit.engines.spare import DeviceSpare
+from orinkit.engines.spare import DeviceSpare, SlotState, state_sizes
 from orinkit.errors import EngineError
 from orinkit.memory.arena import aligned
 from orinkit.memory.rings import ring_rows
@@ -31,13 +31,16 @@ class CudaCaches:
     def __init__(self, gpu: Gpu, program: Program, rows: Mapping[str, int], slots: int, capacity: int) -> None:
         self._gpu, self._slots, self._capacity = gpu, slots, capacity
         self.rows = dict(rows)
-        self.sizes = {}
+        shapes = {
+            name: (slots, *(rows[name] if size is None else size for size in state.sizes))
+            for name, state in program.states.items()
+        }
+        dtypes = {name: state.dtype for name, state in program.states.items()}
+        self.sizes = state_sizes(shapes, dtypes)
         """Bytes of each state of all slots."""
-        for name, state in program.states.items():
-            sizes = [size if size is not None else rows[name] for size in state.sizes]
-            self.sizes[name] = slots * int(np.prod(sizes)) * np.dtype(state.dtype).itemsize
         self._memory = Slabs(gpu, self.sizes.values())
         self.addresses = {name: self._memory.take(size) for name, size in self.sizes.items()}
+        self._states = {n: SlotState.of(self.addresses[n], shape, dtypes[n]) for n, shape in shapes.items()}
 
     @property
     def slots(self) -> int:
@@ -52,7 +55,7 @@ class CudaCaches:
         return self._memory.nbytes
 
     def spare(self, count: int) -> DeviceSpare:
-        return DeviceSpare(self._gpu, self.addresses, {n: size // self._slots for n, size in self.sizes.items()}, count)
+        return DeviceSpare(self._gpu, self._states, count)
 
 
 class CudaEngine:

@@ -86,9 +86,10 @@ class Gpu:
         """Enqueue a copy to the host."""
         check(rt.cudaMemcpyAsync(host.address, address, nbytes, _TO_HOST, self.stream))
 
-    def copy(self, to: int, source: int, nbytes: int) -> None:
-        """Enqueue a copy within the device."""
-        check(rt.cudaMemcpyAsync(to, source, nbytes, _ON_DEVICE, self.stream))
+    def copy(self, to: tuple[int, int], source: tuple[int, int], width: int, count: int) -> None:
+        """Enqueue a copy within the device: `count` parts of `width` bytes, of which both sides give the address of
+        the first and the bytes from part to part."""
+        check(rt.cudaMemcpy2DAsync(*to, *source, width, count, _ON_DEVICE, self.stream))
 
     def synchronise(self) -> None:
         check(rt.cudaStreamSynchronize(self.stream))

@@ -56,13 +56,21 @@ class OrtSpare:
         self._caches = caches
         self._places = {name: np.zeros((count, *array.shape[1:]), array.dtype) for name, array in caches.arrays.items()}
 
-    def save(self, slot: int, place: int) -> None:
+    def save(self, slot: int, place: int, length: int) -> None:
         for name, array in self._caches.arrays.items():
-            self._places[name][place] = array[slot]
+            _copy(self._places[name][place], array[slot], length)
 
-    def restore(self, place: int, slot: int) -> None:
+    def restore(self, place: int, slot: int, length: int) -> None:
         for name, array in self._caches.arrays.items():
-            array[slot] = self._places[name][place]
+            _copy(array[slot], self._places[name][place], length)
+
+
+def _copy(to: NDArray[Any], source: NDArray[Any], length: int) -> None:
+    """A state of one slot: of keys and values [2, Hkv, C, D] the rows that `length` tokens fill."""
+    if source.ndim == 4:
+        to[:, :, :length] = source[:, :, :length]
+    else:
+        to[...] = source
 
 
 class OrtContext:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import tensorrt as trt
 
 from orinkit.bundle import Bundle
@@ -24,7 +23,7 @@ from orinkit.engines.cuda_pipeline import CudaPipeline
 from orinkit.engines.gpu import Gpu
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.engines.slabs import Slabs
-from orinkit.engines.spare import DeviceSpare
+from orinkit.engines.spare import DeviceSpare, SlotState, state_sizes
 from orinkit.engines.trt_library import ErrorRecorder, Log, load_plugins, read_machine
 from orinkit.engines.trt_plan import PlanFile
 from orinkit.engines.trt_step import LOGITS, TrtContext, TrtStep
@@ -45,12 +44,13 @@ class TrtCaches:
     def __init__(
         self, gpu: Gpu, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], capacity: int
     ) -> None:
-        sizes = {name: int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize for name, shape in shapes.items()}
-        self._memory = Slabs(gpu, sizes.values())
-        self._gpu, self._sizes = gpu, sizes
+        self.sizes = state_sizes(shapes, dtypes)
+        """Bytes of each state of all slots."""
+        self._memory = Slabs(gpu, self.sizes.values())
+        self._gpu, self._capacity = gpu, capacity
         self._slots = next(iter(shapes.values()))[0]
-        self._capacity = capacity
-        self.addresses = {name: self._memory.take(size) for name, size in sizes.items()}
+        self.addresses = {name: self._memory.take(size) for name, size in self.sizes.items()}
+        self._states = {n: SlotState.of(self.addresses[n], shape, dtypes[n]) for n, shape in shapes.items()}
 
     @property
     def slots(self) -> int:
@@ -65,8 +65,7 @@ class TrtCaches:
         return self._memory.nbytes
 
     def spare(self, count: int) -> DeviceSpare:
-        slot_bytes = {name: size // self._slots for name, size in self._sizes.items()}
-        return DeviceSpare(self._gpu, self.addresses, slot_bytes, count)
+        return DeviceSpare(self._gpu, self._states, count)
 
 
 class TrtEngine:

@@ -43,9 +43,10 @@ class Snapshots:
         if not fitting:
             return 0
         place = max(fitting, key=lambda place: len(self._kept[place].tokens))
+        length = len(self._kept[place].tokens)
         self._kept.move_to_end(place)
-        self._spare.restore(place, slot)
-        return len(self._kept[place].tokens)
+        self._spare.restore(place, slot, length)
+        return length
 
     def save(self, request: Request, slot: int, length: int) -> None:
         """Keep the first `length` tokens of a request, all that its slot holds, where that is of use."""
@@ -57,7 +58,7 @@ class Snapshots:
         if snapshot in self._kept.values() or not (self._free or self._kept):
             return
         place = self._free.pop() if self._free else self._kept.popitem(last=False)[0]
-        self._spare.save(slot, place)
+        self._spare.save(slot, place, length)
         self._kept[place] = snapshot
 
     def forget(self) -> None:

@@ -233,6 +233,16 @@ def cudaMemcpyAsync(target: int, source: int, nbytes: int, kind: cudaMemcpyKind,
     return (DEVICE.enqueue(stream, work),)
 
 
+def cudaMemcpy2DAsync(
+    target: int, pitch: int, source: int, source_pitch: int, width: int, height: int, kind: cudaMemcpyKind, stream: int
+) -> Result:
+    if width > min(pitch, source_pitch):
+        return (cudaError_t.cudaErrorInvalidValue,)
+    for row in range(height):
+        status = cudaMemcpyAsync(target + row * pitch, source + row * source_pitch, width, kind, stream)
+    return status
+
+
 def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> Result:
     DEVICE.streams[stream].captured = []
     DEVICE.streams[stream].is_invalid = False
