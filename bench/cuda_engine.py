@@ -35,7 +35,8 @@ from orinkit.runtime.sampling import Sampling, settings_of
 
 CAPACITY = 8192
 WARM, STEPS = 30, 300
-SYSTEM, QUESTION = 1500, 32
+SYSTEM, QUESTIONS = 1500, (8, 16, 32, 64)
+SHORT = (8, 16, 32, 64, 128, 256)
 LIMITS = Limits(biases=300, stops=32, logprobs=20, run_ahead=2, snapshots=1)
 
 
@@ -112,7 +113,7 @@ def measure_steps(engine: CudaEngine, program: Program, args: argparse.Namespace
 
 def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> dict[str, Any]:
     """All figures; prints them as they come."""
-    record: dict[str, Any] = {"prefill": {}, "decode": {}, "by_op": {}}
+    record: dict[str, Any] = {"prefill": {}, "decode": {}, "by_op": {}, "reuse": {}}
     measure_steps(engine, program, args, record)
     most = max(args.prompts)
     capacity = max(args.depths) + 2 * STEPS
@@ -122,16 +123,47 @@ def measure(engine: CudaEngine, program: Program, args: argparse.Namespace) -> d
         for depth in args.depths:
             record["decode"][f"batch {batch}, depth {depth}"] = decoded(pipeline, program.vocab, batch, depth, most)
             print("decode", batch, depth, record["decode"][f"batch {batch}, depth {depth}"], flush=True)
-    record["reuse"] = reused(pipeline, program.vocab, most)
-    print("reuse", record["reuse"], flush=True)
+    record["short_prefill"] = short_prefills(engine, pipeline, program.vocab)
+    for tokens in QUESTIONS:
+        record["reuse"][tokens] = reused(pipeline, program.vocab, most, tokens)
+        print("reuse", tokens, record["reuse"][tokens], flush=True)
     record["allocations_while_serving"] = engine.gpu.num_allocations - allocations
     return record
 
 
-def reused(pipeline: Pipeline, vocab: int, chunk: int) -> dict[str, float]:
-    """Time to the first token of a prompt whose first 1,500 tokens are computed, and of one where they were kept."""
-    ids = np.random.default_rng(0).integers(0, vocab, SYSTEM + QUESTION).astype(np.int32)
-    seat = Seat(tuple(ids.tolist()), settings_of(Sampling()), {}, (), SYSTEM + QUESTION + 2)
+def short_prefills(engine: CudaEngine, pipeline: Any, vocab: int) -> dict[int, dict[str, float]]:
+    """Milliseconds until a step of a few tokens behind 1,500 is done: enqueued kernel by kernel, and captured."""
+    contexts, found = pipeline._captures.contexts, {}
+    for tokens in SHORT:
+        contexts.send(step(vocab, [tokens], SYSTEM), tokens)
+        shape = StepShape(tokens, 1, 1, tokens, contexts.caches.capacity)
+
+        def work(shape: StepShape = shape) -> None:
+            contexts.prefill.enqueue(shape)
+
+        ways = {"enqueued": work, "captured": engine.gpu.capture(work)}
+        found[tokens] = {name: round(1e3 * until_done(engine, way), 3) for name, way in ways.items()}
+        print("short prefill", tokens, found[tokens], flush=True)
+    return found
+
+
+def until_done(engine: CudaEngine, work: Callable[[], None]) -> float:
+    """Median seconds from the start of `work` on an idle GPU to its end."""
+    times = []
+    for _ in range(21):
+        engine.gpu.synchronise()
+        start = time.perf_counter()
+        work()
+        engine.gpu.synchronise()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[10]
+
+
+def reused(pipeline: Pipeline, vocab: int, chunk: int, tokens: int) -> dict[str, float]:
+    """Time to the first token of a prompt whose first 1,500 tokens are computed, and of one where they were kept, with
+    `tokens` behind them."""
+    ids = np.random.default_rng(0).integers(0, vocab, SYSTEM + tokens).astype(np.int32)
+    seat = Seat(tuple(ids.tolist()), settings_of(Sampling()), {}, (), SYSTEM + tokens + 2)
 
     def prefill(start: int, end: int) -> None:
         for begin in range(start, end, chunk):
@@ -142,22 +174,22 @@ def reused(pipeline: Pipeline, vocab: int, chunk: int) -> dict[str, float]:
             pipeline.prefill(StepInputs(ids[begin:stop], edges, past, slots, np.array([wanted], np.int32)))
 
     found: dict[str, list[float]] = {"computed": [], "kept": []}
-    tokens = set()
+    first = set()
     for _ in range(10):
         for name, times in found.items():
             start = time.perf_counter()
-            pipeline.seat(0, seat)
             if name == "kept":
                 pipeline.spare.restore(0, 0, SYSTEM)
-            else:
+            pipeline.seat(0, seat)
+            if name == "computed":
                 prefill(0, SYSTEM)
                 pipeline.spare.save(0, 0, SYSTEM)
             prefill(SYSTEM, len(ids))
-            tokens.add(pipeline.collect(0)[-1][0].token)
+            first.add(pipeline.collect(0)[-1][0].token)
             times.append(time.perf_counter() - start)
             pipeline.leave(0)
-    if len(tokens) != 1:
-        raise SystemExit(f"expected the same first token with and without, found {tokens}")
+    if len(first) != 1:
+        raise SystemExit(f"expected the same first token with and without, found {first}")
     return {name: round(sorted(times)[len(times) // 2] * 1e3, 3) for name, times in found.items()}
 
 

@@ -22,6 +22,9 @@ from orinkit.errors import EngineError
 POLL_S = 2e-4
 """Time between two looks at the ring; the steps in flight take longer."""
 
+PROMPT_POLL_S = 2e-5
+"""The same for a step of prefill, whose token somebody waits for."""
+
 
 class CudaPipeline:
     """The pipeline of the `cuda` engine; see `engines.base.Pipeline`."""
@@ -34,7 +37,7 @@ class CudaPipeline:
         self._limits = limits
         self.spare = caches.spare(limits.snapshots)
         self._logprobs: dict[int, int] = {}
-        self._flight: deque[int | None] = deque()
+        self._flight: deque[tuple[int | None, float]] = deque()
         self._launched = 0
         self._fault: EngineError | None = None
 
@@ -72,13 +75,13 @@ class CudaPipeline:
         self._contexts.send(inputs, step.size if step else shape.tokens)
         if step:
             step.launch()
-            self._note(True)
+            self._note(True, PROMPT_POLL_S)
             return
         self._contexts.prefill.enqueue(shape)
         is_wanted = bool((inputs.logit_rows >= 0).any())
         if is_wanted:
             self._contexts.after_prefill[shape.sequences]()
-        self._note(is_wanted)
+        self._note(is_wanted, PROMPT_POLL_S)
 
     def decode(self, slots: Sequence[int], longest: int) -> None:
         self._check()
@@ -88,27 +91,30 @@ class CudaPipeline:
     def collect(self, most: int) -> list[tuple[Chosen, ...]]:
         done = []
         while self._flight:
-            step = self._flight[0]
-            if step is not None and not self._is_complete(step, wait=len(self._flight) > most):
+            step, poll_s = self._flight[0]
+            if step is not None and not self._is_complete(step, poll_s if len(self._flight) > most else None):
                 break
             done.append(() if step is None else self._choosing.ring.read(step, self._logprobs))
             self._flight.popleft()
         return done
 
-    def _note(self, tells: bool) -> None:
+    def _note(self, tells: bool, poll_s: float = POLL_S) -> None:
         """A step is on its way; one that chooses nothing tells nothing."""
-        self._flight.append(self._launched if tells else None)
+        self._flight.append((self._launched if tells else None, poll_s))
         self._launched += tells
         if len(self._flight) >= RING_STEPS:
             raise EngineError(f"expected fewer than {RING_STEPS} steps in flight; collect before launching more")
 
-    def _is_complete(self, step: int, wait: bool) -> bool:
-        """Whether the entries of a step can be read. Raises EngineError: the device failed."""
+    def _is_complete(self, step: int, poll_s: float | None) -> bool:
+        """Whether the entries of a step can be read, after a wait with looks that far apart, or None for no wait.
+
+        Raises EngineError: the device failed.
+        """
         while not self._choosing.has_told(step):
-            if not wait:
+            if poll_s is None:
                 return False
             self._look()
-            time.sleep(POLL_S)
+            time.sleep(poll_s)
         return True
 
     def _look(self) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies of slots in device memory, by few launches: most states are so small that launching is what takes time.
 
-    kv    [slots, planes, rows, ..]   the rows that a sequence fills, of all planes at once
-    rest  [slots, ..]                 whole; equal ones that lie at equal distances at once
+kv    [slots, planes, rows, ..]   the rows that a sequence fills, of all planes at once
+rest  [slots, ..]                 whole; equal ones that lie at equal distances at once
 """
 
 from __future__ import annotations

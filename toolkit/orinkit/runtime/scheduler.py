@@ -126,10 +126,10 @@ class Scheduler:
             sequence.admitted = self._clock()
             self._running[sequence.id] = sequence
             try:
-                self._pipeline.seat(slot, sequence.seat())
-                self._constrain(slot, sequence)
                 sequence.num_reused = self._snapshots.restore(sequence.request, slot)
                 self._slots.advance(sequence.id, sequence.num_reused)
+                self._pipeline.seat(slot, sequence.seat())
+                self._constrain(slot, sequence)
             except OrinError as error:
                 self._finish(sequence, "error", error=error)
 
