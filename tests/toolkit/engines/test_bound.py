@@ -141,7 +141,7 @@ def test_the_next_inputs_are_written_while_the_last_ones_are_on_their_way(gpu: A
 
     def work() -> None:
         arrays.send(step(3, 2))
-        gpu.copy(kept.address, arrays.addresses["input_ids"], 32)
+        gpu.copy((kept.address, 32), (arrays.addresses["input_ids"], 32), 32, 1)
         arrays.send(step(1, 1))
 
     gpu.capture(work)()
