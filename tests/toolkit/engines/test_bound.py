@@ -188,6 +188,18 @@ def test_scratch_is_the_most_that_any_number_of_tokens_asks_for(gpu: Any, progra
     assert scratch == {arena.address + values}
 
 
+def test_scratch_suffices_for_fewer_sequences(gpu: Any, program: Program) -> None:
+    """Attention splits the keys of two sequences more than those of three."""
+
+    class Splitting(Library):
+        def query(self, function: str, arguments: Any) -> int:
+            return 8192 if getattr(arguments, "sequences", None) == 2 else super().query(function, arguments)
+
+    split, _ = bound(gpu, program, PROFILE, Loaded(gpu, program, Splitting()))
+    without, _ = bound(gpu, program, PROFILE)
+    assert split.arenas[0].nbytes == without.arenas[0].nbytes + 4096
+
+
 def test_scratch_is_asked_for_by_inputs_too(gpu: Any, program: Program) -> None:
     """Of two products of the same sizes the second has an order of columns."""
 
@@ -232,3 +244,20 @@ def test_a_step_enqueues_every_node_in_order_with_its_sizes(gpu: Any, program: P
     *body, head = [tokens for _, tokens, _ in engine.library.launched]
     assert (set(body), head) == ({5}, 2)
     assert {stream for *_, stream in engine.library.launched} == {gpu.stream}
+
+
+def test_scratch_and_steps_are_those_of_the_longest_sequence(gpu: Any, program: Program) -> None:
+    """Whatever a step's own length: attention splits others in other ways, and may ask for more."""
+    from orinkit.engines.launches import StepShape
+
+    asked: set[int] = set()
+
+    class Asked(Library):
+        def query(self, function: str, arguments: Any) -> int:
+            asked.add(getattr(arguments, "max_length", 64))
+            return super().query(function, arguments)
+
+    _, made = bound(gpu, program, PROFILE, Loaded(gpu, program, Asked()))
+    made.enqueue(StepShape(5, 3, 2, 4, 60))
+    attention = [each for each in made.launches if each.launcher == "attention"]
+    assert asked == {each.arguments.max_length for each in attention} == {64}

@@ -8,6 +8,8 @@ expect to find at zero, and leave so, does not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,8 +77,11 @@ class BoundStep:
         self.launches, self._memory = _plan(engine, profile, caches, {**addresses, **caches.addresses}, rows)
 
     def enqueue(self, shape: StepShape) -> None:
-        """Enqueue the launches of a step whose inputs lie in device memory already."""
-        stream = self._engine.gpu.stream
+        """Enqueue the launches of a step whose inputs lie in device memory already.
+
+        They are those of sequences as long as the caches: the scratch was asked for these, and a capture has them too.
+        """
+        stream, shape = self._engine.gpu.stream, replace(shape, max_length=self._caches.capacity)
         for launch in self.launches:
             launch.set(shape)
             launch.enqueue(stream)
@@ -132,8 +137,8 @@ def _scratch(
         if key in seen:
             continue
         seen.add(key)
-        for tokens in range(1, profile.tokens + 1):
-            launch.set(StepShape(tokens, profile.sequences, min(rows, tokens), tokens, caches.capacity))
+        for tokens, sequences in product(range(1, profile.tokens + 1), range(1, profile.sequences + 1)):
+            launch.set(StepShape(tokens, sequences, min(rows, tokens), tokens, caches.capacity))
             for kind, names in (("workspace", ("workspace",)), ("zeroed", ZEROED)):
                 for name in names:
                     if name in fields:
