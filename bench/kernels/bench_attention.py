@@ -182,6 +182,8 @@ def decode_shapes() -> Iterator[Shape]:
         yield Shape(SMALL, 8, 1, past)
     yield Shape(SMALL, 1, 4, 8191)
     yield Shape(SMALL, 1, 16, 8191)
+    for tokens in (16, 32, 64, 65):  # the last is too long for decode launches
+        yield Shape(SMALL, 1, tokens, 1500, planned=8192)
     for past in (8191, 32767):
         yield Shape(SMALL, 1, 1, past, int8=True)
     yield Shape(LARGE, 1, 1, 8191)

@@ -126,6 +126,37 @@ def test_decode_of_several_tokens(heads: Heads, kernels: KernelLibrary, stream: 
     check(Kernel(kernels, case, stream).run(), case)
 
 
+@pytest.mark.parametrize("int8", [False, True], ids=["float16", "int8"])
+@pytest.mark.parametrize("heads", [SMALL, WIDE, Heads(3, 3, 96, 96), Heads(5, 1, 128, 0, gate=1)], ids=str)
+def test_steps_in_several_decode_launches(heads: Heads, int8: bool, kernels: KernelLibrary, stream: Any) -> None:
+    """To a launch the tokens of those before it are past: sequences that end in any of them, alone and together."""
+    rows = [Row(33, 0, 3), Row(1, 1300, 0), Row(20, 7, -1), Row(64, 1290, 1), Row(0, 5, 4), Row(16, 500, 2)]
+    alone = [[Row(tokens, past, 1)] for tokens in (17, 31, 32, 33, 48, 49, 64) for past in (3, 1291)]
+    for each in (rows, *alone):
+        case = step(heads, each, 1400, int8=int8, tail=5)
+        kernel = Kernel(kernels, case, stream, max_length=1400)
+        assert kernel.counters.shape[0] > 0, "prefill has no counters"
+        check(kernel.run(), case)
+
+
+@pytest.mark.parametrize("tokens", [20, 64], ids=str)
+def test_several_decode_launches_over_a_ring(tokens: int, kernels: KernelLibrary, stream: Any) -> None:
+    window, capacity = 1300, 1300 + tokens + 7
+    for past in (0, window - tokens, capacity - tokens - 1, capacity - tokens + 1, capacity, 2 * capacity + 3):
+        case = step(SMALL, [Row(tokens, past, 0), Row(17, 11, 1)], capacity, window=window)
+        kernel = Kernel(kernels, case, stream, max_length=max(case.max_length, 1400))
+        assert kernel.counters.shape[0] > 0, "prefill has no counters"
+        check(kernel.run(), case)
+
+
+def test_several_decode_launches_leave_padding_alone(kernels: KernelLibrary, stream: Any) -> None:
+    """A sequence that is longer than it may be counts as padding in every launch."""
+    case = step(SMALL, [Row(40, 30, 0), Row(20, 50, 1), Row(33, 1301, 2)], 1400)
+    found = Kernel(kernels, case, stream, max_step=33, max_length=1330).run()
+    case.inputs["slots"][[0, 2]] = -1
+    check(found, case)
+
+
 @pytest.mark.parametrize("heads", [SMALL, WIDE, Heads(5, 5, 128, 128)], ids=str)
 def test_prefill_at_tile_edges(heads: Heads, kernels: KernelLibrary, stream: Any) -> None:
     tokens = [1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]
@@ -192,7 +223,7 @@ def test_2048_tokens(heads: Heads, kernels: KernelLibrary, stream: Any) -> None:
     check(Kernel(kernels, case, stream).run(), case)
 
 
-@pytest.mark.parametrize("max_step", [1, 64], ids=["decode", "prefill"])
+@pytest.mark.parametrize("max_step", [1, 32, 64], ids=["decode", "several launches", "prefill"])
 def test_one_capture_serves_every_length(max_step: int, kernels: KernelLibrary, stream: Any) -> None:
     first = step(WIDE, [Row(max_step, 0, 1), Row(max_step, 900, 2)], 1000)
     kernel = Kernel(kernels, first, stream)

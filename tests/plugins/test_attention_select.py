@@ -19,13 +19,24 @@ int main(int, char** v) {
   const auto i = [&](int n) { return std::atoi(v[n]); };
   const orin::Device device{i(1), i(2), i(3), i(4)};
   const auto c = orin::choose_attention({i(5), i(6), i(7), i(8), i(9), i(10), i(11), i(12), i(13) != 0}, device);
-  std::printf("%d %d %d %d %d %d %d %d %d", c.is_decode, c.shared_bytes, c.rows, c.row_tiles, c.splits, c.warps,
-              c.keys, c.blocks, c.descending);
+  std::printf("%d %d %d %d %d %d %d %d %d %d", c.is_decode, c.shared_bytes, c.rows, c.row_tiles, c.splits, c.warps,
+              c.keys, c.blocks, c.descending, c.launches);
 }
 """
 ORIN = (87, 16, 4 << 20, 163 << 10)
 H200 = (90, 132, 60 << 20, 227 << 10)
-NAMES = ("is_decode", "shared_bytes", "rows", "row_tiles", "splits", "warps", "keys", "blocks", "descending")
+NAMES = (
+    "is_decode",
+    "shared_bytes",
+    "rows",
+    "row_tiles",
+    "splits",
+    "warps",
+    "keys",
+    "blocks",
+    "descending",
+    "launches",
+)
 Choose = Callable[..., dict[str, int]]
 
 
@@ -81,8 +92,39 @@ def test_row_tiles(tokens: int, heads: int, kv_heads: int, rows: int, row_tiles:
     assert (choice["rows"], choice["row_tiles"]) == (rows, row_tiles)
 
 
+@pytest.mark.parametrize("device", [ORIN, H200], ids=["orin", "h200"])
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "max_step", "length", "window", "launches"),
+    [
+        (1, 1, 1, 8192, 0, 1),
+        (16, 1, 16, 8192, 0, 1),
+        (32, 1, 32, 8192, 0, 2),
+        (32, 1, 32, 639, 0, 0),
+        (32, 1, 32, 8192, 512, 0),
+        (32, 1, 32, 8192, 1024, 2),
+        (512, 1, 512, 8192, 0, 0),
+        (512, 64, 32, 8192, 0, 0),
+    ],
+    ids=["one token", "one launch", "two", "few keys", "window", "wide window", "many tokens", "many sequences"],
+)
+def test_some_steps_of_more_tokens_are_several_launches(
+    device: tuple[int, ...],
+    tokens: int,
+    sequences: int,
+    max_step: int,
+    length: int,
+    window: int,
+    launches: int,
+    choose: Choose,
+) -> None:
+    """Where the keys are many and the step alone would leave most of the GPU idle; else, 0 here, by prefill."""
+    choice = choose(device, tokens, sequences, max_step, length, 8, 2, 256, window, 0)
+    assert (choice["is_decode"], choice["launches"]) == (int(launches > 0), launches)
+    assert not launches or (choice["rows"], choice["row_tiles"]) == ((8, 1) if max_step == 1 else (16, 4))
+
+
 @pytest.mark.parametrize("int8", [0, 1])
-@pytest.mark.parametrize("tokens", [1, 16, 17, 2048])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 32, 2048])
 @pytest.mark.parametrize("dim", [64, 96, 128, 256])
 def test_shared_memory_fits_an_orin(dim: int, tokens: int, int8: int, choose: Choose) -> None:
     choice = choose(ORIN, tokens, 1, tokens, 4096, 8, 2, dim, 0, int8)

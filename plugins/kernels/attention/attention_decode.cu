@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // OrinAttention for at most 16 tokens per sequence, in one launch: norm, rotary, append, attention split over the GPU,
-// reduction, gate.
+// reduction, gate. Steps of a few more tokens take several launches, one for each 16 tokens, where that is faster than
+// prefill: to a launch the tokens of those before it are past.
 //
 // A block takes one share ("split") of the keys of one sequence, one KV head, and up to 8 or 16 query rows, which are
 // all query heads of that KV head for all tokens of the step: row = token * group + head in group. So K and V are read
@@ -49,6 +50,20 @@ __device__ __forceinline__ uint32 transposed(uint32 matrix) {
   uint32 out;
   asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(matrix));
   return out;
+}
+
+// The tokens of sequence b that this launch computes, as if they were all of its step; but no token sees what the whole
+// step overwrites. What is padding is so as a whole, and belongs to the first launch.
+__device__ __forceinline__ Sequence read_part(const AttentionParams& p, int b) {
+  Sequence s = read_sequence(p, b);
+  const int done = min(p.first_token, s.tokens);
+  s.begin += done, s.past += done;
+  s.tokens -= done;
+  if (s.is_live) s.tokens = min(s.tokens, kDecodeMaxStep);
+  if (!s.is_live && done) s.tokens = 0;
+  s.is_live = s.is_live && s.tokens > 0;
+  s.length = s.past + s.tokens;
+  return s;
 }
 
 // The part of the keys that one block attends to.
@@ -475,7 +490,7 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
   const int b = blockIdx.z, h = is_whole ? blockIdx.y : blockIdx.y / p.row_tiles;
   const int first_row = is_whole ? 0 : (blockIdx.y - h * p.row_tiles) * kRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Sequence s = read_sequence(p, b);
+  const Sequence s = read_part(p, b);
   const int end_of_all = p.cu_seqlens[p.sequences];
   if (blockIdx.x == 0 && first_row == 0) write_zeros<D>(p, s, b, h, end_of_all);
   const int rows = min(kRows, s.tokens * p.group - first_row);

@@ -129,13 +129,18 @@ ORIN_API int orin_attention(const orin::Attention* a, orin::Stream stream) {
   const int dim = index_of(a->head_dim);
   const bool int8 = a->kv_scale != nullptr;
   const AttentionChoice c = choice_of(*a);
-  const AttentionParams params = params_of(*a, c);
+  AttentionParams params = params_of(*a, c);
   if (c.is_decode) {
     if (c.splits > 1 && (!a->workspace || !a->counters)) {
       return bad_argument("attention: expected workspace and counters for %d splits, found none", c.splits);
     }
     const Dim3 grid{unsigned(c.splits), unsigned(a->kv_heads * c.row_tiles), unsigned(a->sequences)};
-    return decode[dim][int8][c.rows / 8 - 1].launch(grid, {32 * kDecodeWarps}, c.shared_bytes, stream, params);
+    const Kernel& attend = decode[dim][int8][c.rows / 8 - 1];
+    int status = kOk;
+    for (; params.first_token < kDecodeMaxStep * c.launches && !status; params.first_token += kDecodeMaxStep) {
+      status = attend.launch(grid, {32 * kDecodeWarps}, c.shared_bytes, stream, params);
+    }
+    return status;
   }
   if (const int status = append[dim][int8].launch({unsigned(a->tokens)}, {128}, 0, stream, params)) return status;
   const Kernel& attend = a->head_dim == 256 && c.warps == 4 ? prefill_256_4 : prefill[dim][int8];

@@ -36,8 +36,9 @@ struct AttentionParams {
   int half_rotary;  // rotary_dim / 2
   int window;       // 0 = all
   int gate;
-  int row_tiles;   // decode: tiles of rows of one sequence and KV head
-  int descending;  // prefill: so many blocks take the tiles from the last to the first, the rest from the first on
+  int row_tiles;    // decode: tiles of rows of one sequence and KV head
+  int first_token;  // decode: of each sequence, this launch computes up to kDecodeMaxStep tokens from this one on
+  int descending;   // prefill: so many blocks take the tiles from the last to the first, the rest from the first on
   float norm_eps;
   float score_scale;    // exponent of 2 = score_scale * dot, or
   float softcap_scale;  // score_scale * tanh(softcap_scale * dot) unless 0
@@ -49,7 +50,7 @@ constexpr int kPadding = 8;
 // Decode: each of eight warps takes 16 keys at a time, through a ring of its own.
 constexpr int kDecodeKeys = 16;
 constexpr int kDecodeWarps = 8;
-constexpr int kDecodeMaxStep = 16;  // the new keys of a step fill one tile
+constexpr int kDecodeMaxStep = 16;  // the new keys of a launch fill one tile
 constexpr int kMaxSplits = 256;
 ORIN_BOTH_SIDES constexpr int decode_stages(int dim) { return dim > 128 ? 1 : 2; }
 ORIN_BOTH_SIDES constexpr int decode_tile_bytes(int dim) { return kDecodeKeys * (dim + kPadding) * 2; }
