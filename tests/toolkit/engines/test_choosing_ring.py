@@ -93,3 +93,12 @@ def test_a_ring_that_starts_again_has_told_nothing(told: Told) -> None:
     told.ring.restart()
     assert not told.ring.may_have_told(0)
     assert ctypes.c_uint64.from_address(told.ring.addresses["clock"]).value == 0
+
+
+@pytest.mark.parametrize("byte", [0, 0xFF])
+def test_rows_that_no_step_has_written_since_it_started_are_not_read(told: Told, byte: int) -> None:
+    """Memory of zeros would be the first slot's token 0 of step 0, were the state not there."""
+    told.entries(0).view(np.uint8).fill(byte)
+    told.ring.restart()
+    told.write(0, (2, 40, 0))
+    assert [(chosen.slot, chosen.token) for chosen in told.ring.read(0, {})] == [(2, 40)]

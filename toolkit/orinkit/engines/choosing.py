@@ -135,7 +135,11 @@ class Ring:
         self.restart()
 
     def restart(self) -> None:
-        """Count from step 0 again; nothing may be in flight."""
+        """Count from step 0 again; nothing may be in flight.
+
+        Entries that no step has written say so: step 0 of fewer rows leaves the others as they are, which may be zeros.
+        """
+        self._entries.array["state"] = IDLE
         self._head.array[0] = 0
         self._gpu.fill(self._clock.address, 0, 8)
 
