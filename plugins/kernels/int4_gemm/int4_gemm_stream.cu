@@ -105,7 +105,8 @@ class Streamed {
     for (int left = pieces; left > 0; --left) {
       wait_for_copies<kStreamStages - 1>();
       multiply(ring + stage * kStageBytes, chunk, sums);
-      if (left > kStreamStages) fetch(ring + stage * kStageBytes);  // all lanes have read: they multiplied together
+      __syncwarp();  // a piece's scales are read by other lanes than those that will ask for the next ones
+      if (left > kStreamStages) fetch(ring + stage * kStageBytes);
       end_of_copies();
       if (++stage == kStreamStages) stage = 0;
       if (++chunk == chunks) {
