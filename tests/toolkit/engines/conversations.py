@@ -36,8 +36,8 @@ class Conversation:
         self.lengths: dict[int, int] = {}
         self.owner: dict[int, int] = {}
 
-    def join(self, slot: int, settings: dict[str, float], ids: tuple[int, ...] = ()) -> None:
-        """A new sequence in a slot, prefilled in chunks; without `ids` one of random length."""
+    def join(self, slot: int, settings: dict[str, float], ids: tuple[int, ...] = (), cut: int = 0) -> None:
+        """A new sequence in a slot, prefilled in chunks up to `cut` and from there on; without `ids` of any length."""
         self.collect(0)
         self.owner[slot] = len(self.heard)
         self.heard.append([])
@@ -45,8 +45,8 @@ class Conversation:
         longest = self.shapes.capacity + 1  # the token behind a full slot is told too
         self.pipeline.seat(slot, replace(self.seat, prompt=ids, settings=settings, max_length=longest))
         chunk = self.shapes.chunk
-        for start in range(0, len(ids), chunk):
-            part = ids[start : start + chunk]
+        for start in (*range(0, cut, chunk), *range(cut, len(ids), chunk)):
+            part = ids[start : min(start + chunk, cut if start < cut else len(ids))]
             row = Row(slot, start, part, wants_logits=start + len(part) == len(ids))
             self.pipeline.prefill(Batch.of([row], Profile("prefill", chunk, self.shapes.slots)).inputs())
             self.collect(self.pipeline.run_ahead)

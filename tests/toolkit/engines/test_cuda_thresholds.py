@@ -70,10 +70,10 @@ def made(folder: Path, window: int) -> Three:
     return Three(open_pipeline(engine, SHAPES), eager, exact, OrtEngine(model.graph, windows(model.spec)))
 
 
-def answers(pipeline: Pipeline, length: int) -> list[Heard]:
-    """A prompt of `length` tokens and a short one, decoded side by side until one slot is full."""
+def answers(pipeline: Pipeline, length: int, cut: int = 0) -> list[Heard]:
+    """A prompt of `length` tokens, cut if asked for, and a short one, decoded side by side until one slot is full."""
     conversation = Conversation(pipeline, SHAPES, seat=PLAIN)
-    conversation.join(0, GREEDY, tuple(IDS[:length]))
+    conversation.join(0, GREEDY, tuple(IDS[:length]), cut)
     conversation.join(1, GREEDY, tuple(IDS[-37:]))
     steps = min(DECODED, SHAPES.capacity - length)
     for _ in range(steps):
@@ -100,6 +100,18 @@ def test_captured_equals_eager_around_every_threshold(
         assert found == answers(three.eager, length), length
         compared += check_clear(found, answers(three.exact, length))
     assert compared > 8
+    record_property("tokens compared with steps of their size", compared)
+
+
+@pytest.mark.parametrize(("window", "edge"), [(window, edge) for window in WINDOWS for edge in edges(window)])
+def test_a_captured_prefill_equals_an_eager_one_across_every_threshold(
+    models: Callable[[int], Three], window: int, edge: int, record_property: Any
+) -> None:
+    """40 tokens behind a beginning that ends 20 before it; 20 where the slot ends."""
+    three, length = models(window), min(edge + 20, SHAPES.capacity)
+    found = answers(three.captured, length, edge - 20)
+    assert found == answers(three.eager, length, edge - 20)
+    compared = check_clear(found, answers(three.exact, length, edge - 20))
     record_property("tokens compared with steps of their size", compared)
 
 
