@@ -231,3 +231,17 @@ def test_a31_a_queued_request_of_a_client_that_has_gone_never_starts(server: Ser
         assert [run.result().status for run in runs] == [200] * 4
         read = sum(run.result().json["usage"]["prompt_tokens"] for run in runs)
     assert server.metric("vllm:prompt_tokens_total") == prompts + read
+
+
+def test_a38_each_choice_counts_for_its_client_until_it_has_gone(start: Start) -> None:
+    server = start(delay=0.02, client_limit=4)
+    server.wait_ready()
+    with raw(server.port) as connected:
+        connected.sendall(HEAD + body(n=3, temperature=1, max_tokens=400))
+        wait_for(lambda: server.metric("vllm:num_requests_running") == 3, server.explain)
+        refused = server.complete(n=2, temperature=1)
+        assert (refused.status, refused.code, refused.headers["retry-after"]) == (429, "client_limit", "1")
+        assert refused.json["error"]["retryable"]
+        assert server.complete().status == 200
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, server.explain)
+    assert len(server.complete(n=2, temperature=1).json["choices"]) == 2

@@ -28,7 +28,7 @@ _FLAGS: tuple[Callable[[Any], Any], ...] = (
     click.option("--allow-remote/--no-allow-remote", default=None, help="Listen where other machines reach it."),
     click.option("--allowed-hosts", multiple=True, help="A name that a Host header may have; several times."),
     click.option("--queue", type=int, help="Most requests that wait for a slot.  [default: 16]"),
-    click.option("--client-limit", type=int, help="Most requests of one client at a time.  [default: 16]"),
+    click.option("--client-limit", type=int, help="Most answers for one client at a time.  [default: 16]"),
     click.option("--connections", type=int, help="Most open connections.  [default: 1024]"),
     click.option("--deadline", type=float, help="Seconds that a request may take.  [default: 300]"),
     click.option("--drain", type=float, help="Seconds that running answers get at the end.  [default: 30]"),

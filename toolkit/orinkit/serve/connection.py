@@ -30,7 +30,8 @@ IDLE_SECONDS = 30.0
 STALL_SECONDS = 10.0
 """Time that a client may take none of an answer."""
 _BUFFER = 1 << 16
-_PROBE_SECONDS = 0.05
+_PROBE_SECONDS = 0.005
+"""Time after which a client that sends no more is first asked whether it has gone; until then its request counts."""
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 4 << 20
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

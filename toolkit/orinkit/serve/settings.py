@@ -45,7 +45,7 @@ class Settings:
     queue: int = 16
     """Most requests that wait for a slot; one more is answered 429."""
     client_limit: int = 16
-    """Most requests of one client (one key, or one user of the socket), running and waiting."""
+    """Most answers for one client (one key, or one user of the socket) at a time, waiting ones too; `n` counts."""
     connections: int = 1024
     """Most open connections; more wait to be accepted."""
     deadline: float = 300.0
