@@ -97,7 +97,7 @@ def test_cuts_are_places_where_prefill_is_cut(run_ahead: int | None) -> None:
     served = scheduler(engine=engine, run_ahead=run_ahead)
     served.submit(Request((5,) * 40, max_tokens=1, cuts=(3, 16, 20)))
     run(served)
-    assert [inputs.past_lens.tolist() for _, inputs in engine.seen] == [[0], [3], [16], [20], [32]]
+    assert [inputs.past_lens.tolist() for _, inputs in engine.seen] == [[0], [3], [16], [20], [36]]
 
 
 def test_a_deadline_ends_an_answer_whose_steps_are_in_flight() -> None:

@@ -35,6 +35,22 @@ def request(rest: tuple[int, ...], client: str | None = None, max_tokens: int = 
     return Request(SYSTEM + rest, cuts=(len(SYSTEM),), client=client, max_tokens=max_tokens)
 
 
+@pytest.mark.parametrize(
+    ("length", "cuts", "places"),
+    [
+        (40, (), (16, 32, 40)),
+        (32, (), (16, 32)),
+        (40, (24,), (16, 24, 40)),
+        (41, (24,), (16, 24, 40, 41)),
+        (40, (3, 16, 20), (3, 16, 20, 36, 40)),
+        (60, (3, 20, 36), (3, 19, 20, 36, 52, 60)),
+    ],
+)
+def test_chunks_begin_anew_behind_a_cut(length: int, cuts: tuple[int, ...], places: tuple[int, ...]) -> None:
+    """What follows a kept beginning is one step where it fits into a chunk."""
+    assert cut_places(Request((1,) * length, cuts=cuts), 16) == places
+
+
 @pytest.mark.parametrize("run_ahead", [None, 2])
 def test_a_beginning_is_computed_once(run_ahead: int | None) -> None:
     engine = FakeEngine(SPEC.vocab)
@@ -107,10 +123,6 @@ def test_without_places_nothing_is_kept() -> None:
     kept.save(request((1,)), 0, len(SYSTEM))
     assert kept.restore(request((1,)), 0) == 0
     assert places.asked == []
-
-
-def test_places_where_prefill_ends() -> None:
-    assert cut_places(Request((1,) * 40, cuts=(3, 16, 20)), 16) == (3, 16, 20, 32, 40)
 
 
 ASKED = st.builds(

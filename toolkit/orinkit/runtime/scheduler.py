@@ -5,8 +5,8 @@
 
 Each call of `step` launches one engine step at most, and reads those that are done. While some sequences are in prefill
 and others decode, the two kinds of step take turns, so a long prompt does not stop the running answers. A prompt is cut
-at multiples of the chunk length and where its request says, whatever else runs; so what a request computes depends on
-that request alone.
+where its request says, and between these places after every chunk, whatever else runs; so what a request computes
+depends on that request alone.
 
 Steps may be launched ahead of what has been read (`Pipeline.run_ahead`). What they choose for an answer that has ended
 meanwhile is dropped. A grammar needs the host between two steps, so while one is in use nothing runs ahead.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 
 from orinkit.engines.base import Spare
 from orinkit.runtime.request import Request
@@ -24,9 +25,12 @@ class _Snapshot:
 
 
 def cut_places(request: Request, chunk: int) -> tuple[int, ...]:
-    """Every place where the prefill of a request ends a step: multiples of the chunk, its cuts, its end."""
-    length = len(request.prompt)
-    return tuple(sorted({*range(chunk, length, chunk), *request.cuts, length}))
+    """Every place where the prefill of a request ends a step: its cuts, its end, and chunks from one to the next.
+
+    So what follows a beginning that is kept is one step if it fits into a chunk.
+    """
+    edges = pairwise((0, *request.cuts, len(request.prompt)))
+    return tuple(place for start, end in edges for place in (*range(start + chunk, end, chunk), end))
 
 
 class Snapshots:
