@@ -75,7 +75,7 @@ class Desk:
         own = sum(job.client == client for job in (*self.waiting, *self.running.values()))
         if own + count > self.client_limit:
             raise ServiceError(
-                f"expected at most {self.client_limit} answers for one client at a time, each choice counted; wait for one",
+                f"expected at most {self.client_limit} answers for one client at a time, choices counted; wait for one",
                 429,
                 "client_limit",
                 retry_after=retry_after,
