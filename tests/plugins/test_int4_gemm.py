@@ -59,6 +59,12 @@ def test_column_edges(tokens: int, k: int, group: int, kernels: KernelLibrary, s
         check(gemm(tokens, 75, k, group, options), kernels, stream)
 
 
+@pytest.mark.parametrize(("tokens", "k"), [(1, 4224), (3, 3200), (5, 1920), (7, 1408)])
+def test_more_tokens_than_threads_load_at_once(tokens: int, k: int, kernels: KernelLibrary, stream: Any) -> None:
+    """Of which the last fill half a warp: an odd number of chunks, behind a norm."""
+    check(gemm(tokens, 272, k, 128, "n"), kernels, stream)
+
+
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("tokens", [1, 31, 129, 300])
 @pytest.mark.parametrize("splits", [1, 3, 5])

@@ -92,8 +92,9 @@ class Streamed {
     uint32 residual = 0;
     if (p.gemm.is_plain && p.gemm.residual && item.unit < units) residual = *residual_at(item);
     prepare_tokens(thread, vectors);
+    // Whole warps: lanes add up, and a chunk's vectors are half a warp's.
 #pragma unroll 1
-    for (int first = thread + kVectors * blockDim.x; first < vectors; first += kVectors * blockDim.x) {
+    for (int first = thread + kVectors * blockDim.x; first - lane < vectors; first += kVectors * blockDim.x) {
       load_tokens(first, vectors);
       prepare_tokens(first, vectors);
     }
@@ -182,7 +183,7 @@ class Streamed {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int vector = first + i * blockDim.x;
-      if (vector - lane >= vectors) continue;  // whole warps: lanes add up
+      if (vector - lane >= vectors) continue;
       const int token = token_of(vector), column = vector - token * chunks * kChunkVectors;
       const int chunk = column / kChunkVectors;
       const bool is_there = vector < vectors;
