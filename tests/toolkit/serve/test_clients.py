@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenAI's own client and httpx, unmodified, with the demo model."""
+"""OpenAI's own client, that of Hugging Face, and httpx, unmodified, with the demo model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import BadRequestError
 
 from orinkit.bundle import write
 from orinkit.bundle.manifest import MANIFEST, decode
@@ -127,7 +129,7 @@ def test_a_model_without_tools_says_so(client: openai.OpenAI) -> None:
 
 
 @pytest.fixture(scope="module")
-def tooled(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def tools(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The demo model with a chat template that has a place for tools."""
     folder = tmp_path_factory.mktemp("tooled") / "bundle"
     shutil.copytree(demo_bundle, folder)
@@ -136,10 +138,13 @@ def tooled(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     manifest = decode((folder / MANIFEST).read_bytes())
     (folder / MANIFEST).unlink()
     write(folder, replace(manifest, files=()))
-    with (
-        serving(folder, engine="onnxruntime", name=MODEL) as server,
-        openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as made,
-    ):
+    with serving(folder, engine="onnxruntime", name=MODEL) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tooled(tools: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{tools.port}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
@@ -201,6 +206,46 @@ def test_errors_are_those_of_the_client(client: openai.OpenAI, demo: Server) -> 
         client.completions.create(model="other", prompt="x")
     with pytest.raises(openai.BadRequestError, match="colour: unknown field"):
         client.completions.create(model=MODEL, prompt="x", extra_body={"colour": "red"})
+
+
+def other(server: Server) -> InferenceClient:
+    return InferenceClient(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+
+
+def test_another_client_chats_and_streams(demo: Server) -> None:
+    client = other(demo)
+    asked: Any = {"messages": MESSAGES, "model": MODEL, "max_tokens": 24, "temperature": 0.0}
+    whole = client.chat_completion(**asked).choices[0]
+    pieces = [piece.choices[0] for piece in client.chat_completion(**asked, stream=True)]
+    assert whole.message.content
+    assert "".join(piece.delta.content or "" for piece in pieces) == whole.message.content
+    assert pieces[-1].finish_reason == whole.finish_reason
+
+
+def test_another_client_calls_a_tool(tools: Server) -> None:
+    choice: Any = {"type": "function", "function": {"name": "count"}}
+    asked: Any = {"messages": MESSAGES, "model": MODEL, "tools": TOOLS, "tool_choice": choice, "max_tokens": 96}
+    calls = other(tools).chat_completion(**asked).choices[0].message.tool_calls
+    assert calls is not None
+    assert [call.function.name for call in calls] == ["count"]
+    jsonschema.validate(json.loads(calls[0].function.arguments), SCHEMA)
+
+
+def test_another_client_raises_its_own_errors(demo: Server) -> None:
+    asked: Any = {"messages": MESSAGES, "model": MODEL}
+    with pytest.raises(BadRequestError, match="temperature: expected 0 to 2, found 3"):
+        other(demo).chat_completion(**asked, temperature=3)
+    asked["tools"] = TOOLS
+    with pytest.raises(BadRequestError, match="has no place for them"):
+        other(demo).chat_completion(**asked)
+
+
+def test_httpx_gets_json_of_its_schema(demo: Server) -> None:
+    """Hugging Face's client sends schemas in a form of its own, which is not OpenAI's."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "count", "schema": SCHEMA, "strict": True}}
+    body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 64, "response_format": wanted}
+    done = httpx.post(f"http://127.0.0.1:{demo.port}/v1/chat/completions", json=body, timeout=20, trust_env=False)
+    jsonschema.validate(json.loads(done.json()["choices"][0]["message"]["content"]), SCHEMA)
 
 
 def test_httpx_reads_a_stream(demo: Server) -> None:

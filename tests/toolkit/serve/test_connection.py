@@ -233,6 +233,13 @@ def test_a31_a_queued_request_of_a_client_that_has_gone_never_starts(server: Ser
     assert server.metric("vllm:prompt_tokens_total") == prompts + read
 
 
+def test_a31_clients_that_go_at_their_last_token_leave_their_slots(server: Server) -> None:
+    for number in range(20):
+        with contextlib.closing(server.stream(f"A31 last {number}", max_tokens=5)) as events:
+            assert any(json.loads(event)["choices"][0]["finish_reason"] for event in events)
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, server.explain)
+
+
 def test_a38_each_choice_counts_for_its_client_until_it_has_gone(start: Start) -> None:
     server = start(delay=0.02, client_limit=4)
     server.wait_ready()

@@ -88,7 +88,16 @@ def test_f2_other_fatal_codes_end_the_worker(server: Server, code: int) -> None:
     assert server.metric(f'orin_faults_total{{code="cuda_{code}"}}') == 1
 
 
-@pytest.mark.parametrize("code", [1, 2, 9])
+def test_f2_a_step_that_lacks_memory_ends_the_worker(server: Server) -> None:
+    worker = server.worker
+    server.inject("oom@step:2")
+    reply = server.complete("F2 memory")
+    assert (reply.status, reply.code) == (503, "memory")
+    assert ended_by(server, worker) == "memory"
+    assert server.events("worker ended")[-1]["exit"] == 75
+
+
+@pytest.mark.parametrize("code", [1, 9])
 def test_a_code_of_a_request_fails_that_request_only(server: Server, code: int) -> None:
     worker = server.worker
     server.inject(f"cuda{code}@step:2")

@@ -3,7 +3,8 @@
 
 CUDA error numbers fall into three classes. Those of a request leave the context sound; those of a capture cannot come
 while serving, for captures are made before; every other number, known or not, leaves the process in a state that only
-its end repairs.
+its end repairs. Out of memory is one of them: everything is allocated at the start, so a step that lacks memory is the
+fault of no request, and a new process has what this one had lost.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ EXIT_FAULTED = 69
 
 WINDOW = 600.0
 """Seconds for which a fault is remembered."""
-_OF_A_REQUEST = frozenset({1, 2, 9})
-"""cudaErrorInvalidValue, MemoryAllocation, InvalidConfiguration."""
+_OF_A_REQUEST = frozenset({1, 9})
+"""cudaErrorInvalidValue, InvalidConfiguration."""
 OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
 
 
 def is_fatal(error: OrinError) -> bool:
