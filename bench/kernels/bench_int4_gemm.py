@@ -103,6 +103,7 @@ class Bench:
             residual=None if has_norm else self.x.pointer,
             rows=None,
             columns=None,
+            beside=None,
             y=self.y.pointer,
             workspace=self.workspace.pointer,
             semaphores=self.semaphores.pointer,

@@ -14,6 +14,10 @@
 // pieces are on their way; they are asked for first, because they would queue behind W. RMSNorm needs no sum over the
 // row before the products: a chunk is divided by its own root mean square, which keeps float16 in range whatever the
 // tokens' size, multiplied back in float32, and the squares of all chunks are added up at the end.
+//
+// A few rows of another matrix with float16 weights, of the same normed token, can be computed beside (the gates of a
+// gated-delta layer): a thread multiplies the columns that it has in registers anyway, and what would be a launch of
+// its own hides behind W.
 #include "kernels/int4_gemm/few.cuh"
 
 using namespace orin;
@@ -41,6 +45,67 @@ __device__ __forceinline__ void wait_for_copies() {
   __syncwarp();
 }
 
+// The rows of the product beside that this block computes. Blocks are counted from the last, which has fewest units.
+class Beside {
+ public:
+  __device__ explicit Beside(const Int4StreamParams& params) : p(params), vectors(p.chunks * (kChunkColumns / 8)) {}
+
+  // The first row's weights, as soon as the tokens are asked for.
+  __device__ void load() {
+    if (has_row(0) && has_columns()) first = load_x(weight(0));
+  }
+
+  // Sums of each warp, of x times the norm's weight.
+  __device__ void multiply(const uint4& x, const uint4 (&norm)[2]) {
+#pragma unroll 1
+    for (int i = 0; has_row(i); ++i) {
+      if (i && has_columns()) first = load_x(weight(i));
+      const float sum = warp_sum(has_columns() ? dot(first, x, norm) : 0.f);
+      if (threadIdx.x % kWarp == 0) sums()[i * kStreamWarps + threadIdx.x / kWarp] = sum;
+    }
+  }
+
+  // By all lanes of one warp, behind a barrier. `scale`: one over the root mean square of x.
+  __device__ void store(float scale) const {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll 1
+    for (int i = 0; has_row(i); ++i) {
+      const float total = warp_sum(lane < blockDim.x / kWarp ? sums()[i * kStreamWarps + lane] : 0.f);
+      if (lane == 0) static_cast<half*>(p.beside_y)[row(i)] = __float2half_rn(total * scale);
+    }
+  }
+
+  __device__ bool has_row(int i) const { return row(i) < p.beside_rows; }
+
+ private:
+  __device__ int row(int i) const { return gridDim.x - 1 - blockIdx.x + i * gridDim.x; }
+  __device__ bool has_columns() const { return threadIdx.x < vectors; }
+
+  __device__ const char* weight(int i) const {
+    return static_cast<const char*>(p.beside) + (size_t(row(i)) * vectors + threadIdx.x) * 16;
+  }
+
+  static __device__ float dot(const uint4& w, const uint4& x, const uint4 (&norm)[2]) {
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 a = __half22float2(halves((&w.x)[i])), b = __half22float2(halves((&x.x)[i]));
+      const uint4& n = norm[i / 2];
+      sum += a.x * (b.x * __uint_as_float(i % 2 ? n.z : n.x)) + a.y * (b.y * __uint_as_float(i % 2 ? n.w : n.y));
+    }
+    return sum;
+  }
+
+  static __device__ float* sums() {
+    __shared__ float v[kBesideRows * kStreamWarps];
+    return v;
+  }
+
+  const Int4StreamParams& p;
+  const int vectors;
+  uint4 first;
+};
+
 template <int kGroup, int kTokens, bool kZeros, bool kNorm, int kStripes>
 class Streamed {
   static constexpr int kGroups = Piece<kGroup>::kGroups;
@@ -49,6 +114,7 @@ class Streamed {
   static constexpr int kLaneTokens = kTokens == 1 ? 1 : 2;          // 2t and 2t + 1
   static constexpr int kRows = kStripes * kStripeRows;              // of a unit
   static constexpr int kVectors = kTokens > 1 ? 2 : kNorm ? 1 : 3;  // of eight columns, of a thread at a time
+  static constexpr bool kHasBeside = kNorm && kTokens == 1;
   static constexpr int kChunkVectors = kChunkColumns / 8;
   static constexpr int kScalesAt = kStripes * 512;  // in a stage of the ring: W, scales, zero points
   static constexpr int kZerosAt = kScalesAt + kStripes * kGroups * 16;
@@ -75,6 +141,8 @@ class Streamed {
   __device__ void run() {
     const int vectors = num_tokens * chunks * kChunkVectors;
     load_tokens(thread, vectors);
+    Beside beside(p);
+    if (kHasBeside && p.has_beside) beside.load();
     const int units = p.block_units + (blockIdx.x < p.more_units);
     const int begin = warp * p.warp_pieces;
     const int count = min(int(p.warp_pieces), units * chunks - begin);
@@ -92,6 +160,7 @@ class Streamed {
     uint32 residual = 0;
     if (p.gemm.is_plain && p.gemm.residual && item.unit < units) residual = *residual_at(item);
     prepare_tokens(thread, vectors);
+    if (kHasBeside && p.has_beside) beside.multiply(raw[0], norm[0]);
     // Whole warps: lanes add up, and a chunk's vectors are half a warp's.
 #pragma unroll 1
     for (int first = thread + kVectors * blockDim.x; first - lane < vectors; first += kVectors * blockDim.x) {
@@ -118,6 +187,9 @@ class Streamed {
     }
     if (chunk && pieces > 0) leave(sums, unit);
     __syncthreads();
+    if (kHasBeside && p.has_beside && warp == blockDim.x / kWarp - 1 && beside.has_row(0)) {
+      beside.store(scale_of(0) * kUnit);
+    }
     if (item.unit < units) add_up(units, p.has_rows && all_skipped(p.gemm), item, scale, residual);
   }
 

@@ -9,6 +9,7 @@
 #include "kernels/int4_gemm/select.h"
 #include "kernels/int4_gemm/stream.h"
 #include "kernels/int4_gemm/tuned.h"
+#include "kernels/linear/launch.h"
 
 namespace orin {
 namespace {
@@ -219,6 +220,17 @@ StreamChoice stream_choice_of(const Int4Gemm& a, const Device& device) {
   return stream_shared(s, c).bytes <= shared ? c : chosen;
 }
 
+// Each thread has eight columns of the token in registers, and their part of each row of the block.
+bool takes_beside(const Int4Gemm& a, const Linear& beside) {
+  const Shape s = shape_of(a);
+  if (a.tokens != 1 || !s.has_norm || s.has_rows || !streams(s, device())) return false;
+  const bool is_same = beside.x == a.x && beside.norm == a.norm && beside.norm_eps == a.norm_eps && beside.k == a.k;
+  const bool is_plain = !beside.scale && !beside.bias && !beside.residual && !beside.rows && !beside.swiglu;
+  const StreamChoice c = stream_choice_of(a, device());
+  return is_same && is_plain && !beside.float32_output && beside.tokens == 1 && beside.outputs == 1 &&
+         beside.bits == 16 && a.k <= 8 * 32 * c.warps && beside.n <= kBesideRows * c.blocks;
+}
+
 int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmParams& gemm, Stream stream) {
   const Shape s = shape_of(a);
   const StreamShared at = stream_shared(s, c);
@@ -231,6 +243,9 @@ int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmPara
   p.parts = c.parts;
   p.offsets_at = at.offsets, p.factors_at = at.factors, p.squares_at = at.squares;
   p.ring_at = at.ring, p.parts_at = at.parts;
+  if (const auto beside = static_cast<const Linear*>(a.beside)) {
+    p.beside = beside->weight, p.beside_y = beside->y, p.beside_rows = beside->n, p.has_beside = true;
+  }
   p.gemm = gemm;
   p.gemm.stripe_zero_bytes = 8 * ((groups + 1) / 2), p.gemm.inverse_k = 1.f / s.k;
   const int kind = s.tokens > 1 ? 2 : s.has_norm;
@@ -252,6 +267,11 @@ ORIN_API int64_t orin_int4_gemm_workspace(const orin::Int4Gemm* a) {
 }
 
 ORIN_API int64_t orin_int4_gemm_semaphores(const orin::Int4Gemm*) { return 4 * orin::int4_gemm::kSemaphores; }
+
+ORIN_API int64_t orin_int4_gemm_takes_beside(const orin::Int4Gemm* a) {
+  using namespace orin;
+  return !check(*a) && a->beside && takes_beside(*a, *static_cast<const Linear*>(a->beside));
+}
 
 ORIN_API const char* orin_int4_gemm_choice(const orin::Int4Gemm* a, int sm_count, int max_shared_bytes) {
   using namespace orin;
@@ -285,6 +305,10 @@ ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
   }
   if (!a->workspace && (c.splits > 1 || c.normalises_first)) {
     return bad_argument("int4_gemm: workspace: expected %zu bytes, found none", workspace_bytes(*a, c));
+  }
+  if (a->beside && !takes_beside(*a, *static_cast<const Linear*>(a->beside))) {
+    return bad_argument("int4_gemm: beside: expected a product that orin_int4_gemm_takes_beside allows, found n %d, k %d",
+                        static_cast<const Linear*>(a->beside)->n, static_cast<const Linear*>(a->beside)->k);
   }
   Int4GemmParams p = params_of(*a, c);
   if (c.normalises_first) {

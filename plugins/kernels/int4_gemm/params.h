@@ -42,6 +42,7 @@ struct Int4GemmParams {
 };
 
 constexpr int kStreamWarps = 16;  // of a block of the streaming path, at most
+constexpr int kBesideRows = 4;    // of a block of the streaming path, at most
 constexpr int kStreamStages = 3;  // of a warp's ring
 
 // Of the streaming path. What a launch needs first lies together, in the line of the constant cache in which the
@@ -54,10 +55,14 @@ struct Int4StreamParams {
   unsigned chunks_magic;  // ceil(2^32 / divisor), 0 for 1; here and below
   unsigned short tokens, chunks;
   unsigned short block_units, more_units;  // units of each block; the first more_units have one more
-  unsigned short warp_pieces, has_rows;
+  unsigned short warp_pieces;
+  unsigned char has_rows, has_beside;
   unsigned pieces_magic, tokens_magic;  // of warp_pieces and tokens
   int parts;
   int offsets_at, factors_at, squares_at, ring_at, parts_at;  // in shared memory, see stream.h
+  int beside_rows;      // of a wide product of the same normed token, or 0
+  const void* beside;   // float16 [beside_rows, k]
+  void* beside_y;       // float16 [beside_rows]
   Int4GemmParams gemm;
 };
 
