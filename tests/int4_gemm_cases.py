@@ -104,10 +104,28 @@ class OnDevice:
             y=self.y.pointer,
             workspace=None,
             semaphores=None,
+            beside=None,
             tokens=tokens,
             swiglu=int(case.attributes["activation"] == "swiglu"),
             **{wish: wishes.get(wish, 0) for wish in WISHES},
         )
+
+    def put_beside(self, weight: NDArray[Any]) -> None:
+        """A product with `weight`, float16 [n, k], of the same normed token in the same launch."""
+        import gpu
+
+        a = self._arguments
+        fields = {name: None if kind == "P" else 0 for name, kind in self._kernels.fields("linear").items()}
+        self.beside_y = gpu.Array(np.full((1, len(weight)), np.nan, np.float16))
+        self._arrays["beside"] = gpu.Array(weight)
+        fields |= {"x": a.x, "norm": a.norm, "norm_eps": a.norm_eps, "k": a.k, "n": len(weight), "bits": 16}
+        fields |= {"tokens": 1, "outputs": 1, "weight": self._arrays["beside"].pointer, "y": self.beside_y.pointer}
+        self._beside = self._kernels.arguments("linear", **fields)
+        a.beside = ctypes.addressof(self._beside)
+
+    @property
+    def takes_beside(self) -> bool:
+        return bool(self._kernels.query("int4_gemm_takes_beside", self._arguments))
 
     def launch(self, stream: Any) -> None:
         self._kernels.launch("int4_gemm", self._arguments, stream.handle)

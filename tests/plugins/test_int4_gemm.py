@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from int4_gemm_cases import MODEL_SHAPES, OnDevice, expected, gemm
-from op_cases import Case
+from op_cases import Case, named
 from orinkit import int4
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.errors import EngineError
+from orinkit.ops import OPS
 from tolerances import RELATIVE_ERROR, relative_error
 
 pytestmark = pytest.mark.gpu
@@ -163,6 +164,46 @@ def test_a_token_does_not_depend_on_its_batch(few: int, more: int, kernels: Kern
     fewer = Case(case.name, case.op_type, (x[:few], *case.inputs[1:]), case.attributes)
     all_rows = OnDevice(case, kernels, expected(case)).result(stream)
     assert np.array_equal(OnDevice(fewer, kernels, all_rows[:few]).result(stream), all_rows[:few])
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "rows"), [(8192, 1024, 32), (12288, 2560, 64), (8192, 4096, 64), (272, 384, 1), (4096, 256, 512)]
+)
+@pytest.mark.parametrize(("group", "options"), [(128, "n"), (64, "zn"), (32, "nsb"), (128, "znf")])
+def test_a_wide_product_beside(
+    n: int, k: int, rows: int, group: int, options: str, kernels: KernelLibrary, stream: Any
+) -> None:
+    """It is what it would be alone, and the product that it is beside is the same bit for bit."""
+    case = gemm(1, n, k, group, options)
+    x, norm = named(case)["x"], named(case)["norm"]
+    wide = (np.random.default_rng(n + rows).standard_normal((rows, k)) / 32).astype(np.float16)
+    alone = OnDevice(case, kernels, expected(case)).result(stream)
+    both = OnDevice(case, kernels, alone)
+    both.put_beside(wide)
+    assert both.takes_beside
+    assert np.array_equal(both.result(stream), alone)
+    inputs = (x, wide, None, norm, None, None, None)
+    attributes = {"n": rows, "k": k, "activation": "none", "norm_eps": 1e-6, "float32_output": 0}
+    (wanted,) = OPS["OrinLinear"].compute(inputs, attributes)
+    found = both.beside_y.read()
+    assert relative_error(found, wanted) < RELATIVE_ERROR["float16"]
+    both.beside_y.write(np.full_like(found, np.nan))
+    assert np.array_equal(both.replayed(stream), alone)
+    assert np.array_equal(both.beside_y.read(), found)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "n", "k", "rows"), [(2, 512, 256, 8), (1, 512, 8192, 8), (1, 8, 256, 5), (1, 514, 256, 2)]
+)
+def test_what_cannot_be_beside_is_refused(
+    tokens: int, n: int, k: int, rows: int, kernels: KernelLibrary, stream: Any
+) -> None:
+    case = gemm(tokens, n, k, 128, "n")
+    both = OnDevice(case, kernels, expected(case))
+    both.put_beside(np.zeros((rows, k), np.float16))
+    assert not both.takes_beside
+    with pytest.raises(EngineError, match="takes_beside"):
+        both.launch(stream)
 
 
 @pytest.mark.parametrize(

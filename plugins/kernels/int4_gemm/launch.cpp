@@ -307,8 +307,9 @@ ORIN_API int orin_int4_gemm(const orin::Int4Gemm* a, orin::Stream stream) {
     return bad_argument("int4_gemm: workspace: expected %zu bytes, found none", workspace_bytes(*a, c));
   }
   if (a->beside && !takes_beside(*a, *static_cast<const Linear*>(a->beside))) {
-    return bad_argument("int4_gemm: beside: expected a product that orin_int4_gemm_takes_beside allows, found n %d, k %d",
-                        static_cast<const Linear*>(a->beside)->n, static_cast<const Linear*>(a->beside)->k);
+    return bad_argument(
+        "int4_gemm: beside: expected a product that orin_int4_gemm_takes_beside allows, found n %d, k %d",
+        static_cast<const Linear*>(a->beside)->n, static_cast<const Linear*>(a->beside)->k);
   }
   Int4GemmParams p = params_of(*a, c);
   if (c.normalises_first) {

@@ -60,9 +60,9 @@ struct Int4StreamParams {
   unsigned pieces_magic, tokens_magic;  // of warp_pieces and tokens
   int parts;
   int offsets_at, factors_at, squares_at, ring_at, parts_at;  // in shared memory, see stream.h
-  int beside_rows;      // of a wide product of the same normed token, or 0
-  const void* beside;   // float16 [beside_rows, k]
-  void* beside_y;       // float16 [beside_rows]
+  int beside_rows;                                            // of a wide product of the same normed token, or 0
+  const void* beside;                                         // float16 [beside_rows, k]
+  void* beside_y;                                             // float16 [beside_rows]
   Int4GemmParams gemm;
 };
 

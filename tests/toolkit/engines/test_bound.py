@@ -40,11 +40,14 @@ class Library(HostKernels):
     def __init__(self) -> None:
         super().__init__(Path(__file__))
         self.launched: list[tuple[str, int, int]] = []
+        self.takes_beside = True
 
     def launch(self, launcher: str, arguments: Any, stream: int) -> None:
         self.launched.append((launcher, arguments.tokens, stream))
 
     def query(self, function: str, arguments: Any) -> int:
+        if function.endswith("takes_beside"):
+            return int(self.takes_beside)
         return {1: 100, 5: 4096}.get(arguments.tokens, 512) + (64 if function.endswith("semaphores") else 0)
 
 
@@ -261,3 +264,26 @@ def test_scratch_and_steps_are_those_of_the_longest_sequence(gpu: Any, program: 
     made.enqueue(StepShape(5, 3, 2, 4, 60))
     attention = [each for each in made.launches if each.launcher == "attention"]
     assert asked == {each.arguments.max_length for each in attention} == {64}
+
+
+# Products beside others
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_the_gates_are_computed_beside_the_projections_of_one_token(gpu: Any, program: Program, takes: bool) -> None:
+    engine = Loaded(gpu, program)
+    engine.library.takes_beside = takes
+    _, one = bound(gpu, program, Profile("decode 1", 1, 1), engine)
+    gates = [node for node in program.nodes if node.name.endswith(".ba")]
+    assert gates
+    assert len(one.launches) == len(program.nodes) - takes * len(gates)
+    large = [launch for launch in one.launches if launch.launcher == "int4_gemm"]
+    pairs = {launch.name: launch for launch in large if launch.arguments.beside}
+    assert set(pairs) == ({f"{gate.name[:-3]}.qkvz and {gate.name}" for gate in gates} if takes else set())
+    for launch in pairs.values():
+        (small,) = launch.holds
+        assert launch.arguments.beside == ctypes.addressof(small)
+        assert small.x == launch.arguments.x
+        assert small.y not in (0, launch.arguments.y, launch.arguments.x)
+    _, two = bound(gpu, program, Profile("decode 2", 2, 2), engine)
+    assert len(two.launches) == len(program.nodes)

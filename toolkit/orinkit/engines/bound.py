@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orinkit.engines.base import Profile, StepInputs
+from orinkit.engines.beside import joined
 from orinkit.engines.gpu import Gpu, Memory
 from orinkit.engines.launches import Launch, StepShape, make_launch, output_width
 from orinkit.engines.program import Program
@@ -107,7 +108,8 @@ def _plan(
         for name, address in (("workspace", arena.address + end), *((name, counters.address) for name in ZEROED)):
             if name in fields:
                 setattr(launch.arguments, name, address)
-    return made, (arena, counters)
+    together = list(joined(engine.library, made)) if profile.tokens == 1 else made
+    return together, (arena, counters)
 
 
 def _launches(engine: CudaEngine, caches: CudaCaches, addresses: Mapping[str, int]) -> list[Launch]:

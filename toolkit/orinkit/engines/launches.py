@@ -45,6 +45,8 @@ class Launch:
     """The integers of the struct that a step decides."""
     enqueue: Callable[[int], None]
     """Enqueues it on a stream."""
+    holds: tuple[ctypes.Structure, ...] = ()
+    """Structs that `arguments` points at."""
 
     def set(self, shape: StepShape) -> None:
         """Make the struct that of a step."""
