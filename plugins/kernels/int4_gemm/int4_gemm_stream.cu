@@ -158,7 +158,7 @@ class Streamed {
     }
     const Item item = item_of(thread);
     uint32 residual = 0;
-    if (p.gemm.is_plain && p.gemm.residual && item.unit < units) residual = *residual_at(item);
+    if (p.end == kEndPlain && p.residual && item.unit < units) residual = *residual_at(item);
     prepare_tokens(thread, vectors);
     if (kHasBeside && p.has_beside) beside.multiply(raw[0], norm[0]);
     // Whole warps: lanes add up, and a chunk's vectors are half a warp's.
@@ -389,8 +389,8 @@ class Streamed {
   __device__ int row_of(const Item& item) const { return (blockIdx.x + item.unit * gridDim.x) * kRows + item.row; }
 
   __device__ const uint32* residual_at(const Item& item) const {
-    const half* residual = static_cast<const half*>(p.gemm.residual);
-    return reinterpret_cast<const uint32*>(residual + (item.token * p.gemm.n + row_of(item)));
+    const half* residual = static_cast<const half*>(p.residual);
+    return reinterpret_cast<const uint32*>(residual + (item.token * p.n + row_of(item)));
   }
 
   __device__ void add_up(int units, bool is_skipped, Item item, float scale, uint32 residual) const {
@@ -408,10 +408,13 @@ class Streamed {
       }
       if (is_skipped) total = {0.f, 0.f};
       const int row = row_of(item);
-      if (p.gemm.is_plain) {
+      if (p.end == kEndPlain) {
         const float2 r = __half22float2(halves(residual));
-        half2* y = reinterpret_cast<half2*>(static_cast<half*>(p.gemm.y) + (item.token * p.gemm.n + row));
+        half2* y = reinterpret_cast<half2*>(static_cast<half*>(p.y) + (item.token * p.n + row));
         *y = __floats2half2_rn(total.x * scale + r.x, total.y * scale + r.y);
+      } else if (p.end == kEndGated) {
+        half* y = static_cast<half*>(p.y) + (item.token * p.n + row) / 2;
+        *y = __float2half_rn(silu(total.x * scale) * (total.y * scale));
       } else {
         finish(p.gemm, item.token, row, total.x * scale, total.y * scale);
       }
@@ -419,7 +422,7 @@ class Streamed {
       item = item_of(index);
       if (item.unit >= units) return;
       if (kTokens > 1) scale = scale_of(item.token);
-      if (p.gemm.is_plain && p.gemm.residual) residual = *residual_at(item);
+      if (p.end == kEndPlain && p.residual) residual = *residual_at(item);
     }
   }
 
@@ -428,7 +431,7 @@ class Streamed {
     float total = 0.f;
 #pragma unroll 8
     for (int i = 0; i < chunks; ++i) total += squares()[token * chunks + i];
-    return rsqrtf(total * p.gemm.inverse_k + p.gemm.norm_eps) * (1.f / kUnit);
+    return rsqrtf(total * p.inverse_k + p.norm_eps) * (1.f / kUnit);
   }
 
   static __device__ char* shared() {

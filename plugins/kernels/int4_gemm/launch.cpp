@@ -241,6 +241,9 @@ int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmPara
   p.block_units = units / c.blocks, p.more_units = units % c.blocks, p.warp_pieces = c.warp_pieces;
   p.chunks_magic = magic(chunks), p.pieces_magic = magic(c.warp_pieces), p.tokens_magic = magic(s.tokens);
   p.parts = c.parts;
+  p.y = a.y, p.residual = a.residual, p.n = a.n, p.inverse_k = 1.f / s.k, p.norm_eps = a.norm_eps;
+  const bool is_gated = a.swiglu && !a.bias && !a.residual && !a.rows && !a.float32_output;
+  p.end = gemm.is_plain ? kEndPlain : is_gated ? kEndGated : kEndAny;
   p.offsets_at = at.offsets, p.factors_at = at.factors, p.squares_at = at.squares;
   p.ring_at = at.ring, p.parts_at = at.parts;
   if (const auto beside = static_cast<const Linear*>(a.beside)) {

@@ -45,24 +45,35 @@ constexpr int kStreamWarps = 16;  // of a block of the streaming path, at most
 constexpr int kBesideRows = 4;    // of a block of the streaming path, at most
 constexpr int kStreamStages = 3;  // of a warp's ring
 
+// What follows a product of the streaming path: at most a residual; swiglu and nothing else; or whatever `gemm` says.
+enum StreamEnd : unsigned char { kEndPlain, kEndGated, kEndAny };
+
 // Of the streaming path. What a launch needs first lies together, in the line of the constant cache in which the
-// parameters begin: each further line costs it a tenth of a microsecond.
+// parameters begin, and nearly all of the rest in the next: each further line costs a tenth of a microsecond.
 struct Int4StreamParams {
   const void* x;
   const void* weight;
   const void* scales;
   const void* norm;
   unsigned chunks_magic;  // ceil(2^32 / divisor), 0 for 1; here and below
-  unsigned short tokens, chunks;
+  unsigned char tokens;
+  StreamEnd end;
+  unsigned short chunks;
   unsigned short block_units, more_units;  // units of each block; the first more_units have one more
   unsigned short warp_pieces;
   unsigned char has_rows, has_beside;
+
   unsigned pieces_magic, tokens_magic;  // of warp_pieces and tokens
+  void* y;
+  const void* residual;
+  int n;
+  float inverse_k, norm_eps;
   int parts;
   int offsets_at, factors_at, squares_at, ring_at, parts_at;  // in shared memory, see stream.h
   int beside_rows;                                            // of a wide product of the same normed token, or 0
-  const void* beside;                                         // float16 [beside_rows, k]
-  void* beside_y;                                             // float16 [beside_rows]
+
+  const void* beside;  // float16 [beside_rows, k]
+  void* beside_y;      // float16 [beside_rows]
   Int4GemmParams gemm;
 };
 
