@@ -156,7 +156,9 @@ class Streamed {
       if (j < pieces) fetch(ring + j * kStageBytes);
       end_of_copies();
     }
-    const Item item = item_of(thread);
+    // The last warps add up: they have fewest pieces, and are here first.
+    const int slot = blockDim.x - kWarp * (warp + 1) + lane;
+    const Item item = item_of(slot);
     uint32 residual = 0;
     if (p.end == kEndPlain && p.residual && item.unit < units) residual = *residual_at(item);
     prepare_tokens(thread, vectors);
@@ -186,11 +188,12 @@ class Streamed {
       }
     }
     if (chunk && pieces > 0) leave(sums, unit);
+    const Parts left = item.unit < units ? parts_of(item) : Parts{};
     __syncthreads();
-    if (kHasBeside && p.has_beside && warp == blockDim.x / kWarp - 1 && beside.has_row(0)) {
+    if (kHasBeside && p.has_beside && warp == 0 && beside.has_row(0)) {
       beside.store(scale_of(0) * kUnit);
     }
-    if (item.unit < units) add_up(units, p.has_rows && all_skipped(p.gemm), item, scale, residual);
+    if (item.unit < units) add_up(units, p.has_rows && all_skipped(p.gemm), slot, item, left, scale, residual);
   }
 
  private:
@@ -393,19 +396,40 @@ class Streamed {
     return reinterpret_cast<const uint32*>(residual + (item.token * p.n + row_of(item)));
   }
 
-  __device__ void add_up(int units, bool is_skipped, Item item, float scale, uint32 residual) const {
-    int index = thread;
+  // Where warps that have a part of a unit leave a pair of its sums, and how many they are.
+  struct Parts {
+    const float* from;
+    int count;
+  };
+
+  __device__ Parts parts_of(const Item& item) const {
+    const int first = item.unit * chunks;
+    return {parts() + (item.unit * p.parts * num_tokens + item.token) * kRows + item.row,
+            divide(first + chunks - 1, p.pieces_magic) - divide(first, p.pieces_magic) + 1};
+  }
+
+  __device__ float2 total_of(const Parts& left) const {
+    constexpr int kAtOnce = 4;
+    float2 total = {0.f, 0.f};
+#pragma unroll 1
+    for (int first = 0; first < left.count; first += kAtOnce) {
+      float2 v[kAtOnce] = {};
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float* from = left.from + (first + i) * (num_tokens * kRows);
+        if (first + i < left.count) v[i] = *reinterpret_cast<const float2*>(from);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) total.x += v[i].x, total.y += v[i].y;
+    }
+    return total;
+  }
+
+  __device__ void add_up(int units, bool is_skipped, int slot, Item item, Parts left, float scale,
+                         uint32 residual) const {
 #pragma unroll 1
     while (true) {
-      const int first = item.unit * chunks;
-      const int count = divide(first + chunks - 1, p.pieces_magic) - divide(first, p.pieces_magic) + 1;
-      const float* from = parts() + (item.unit * p.parts * num_tokens + item.token) * kRows + item.row;
-      float2 total = {0.f, 0.f};
-#pragma unroll 4
-      for (int i = 0; i < count; ++i) {
-        const float2 v = *reinterpret_cast<const float2*>(from + i * (num_tokens * kRows));
-        total.x += v.x, total.y += v.y;
-      }
+      float2 total = total_of(left);
       if (is_skipped) total = {0.f, 0.f};
       const int row = row_of(item);
       if (p.end == kEndPlain) {
@@ -418,9 +442,10 @@ class Streamed {
       } else {
         finish(p.gemm, item.token, row, total.x * scale, total.y * scale);
       }
-      index += blockDim.x;
-      item = item_of(index);
+      slot += blockDim.x;
+      item = item_of(slot);
       if (item.unit >= units) return;
+      left = parts_of(item);
       if (kTokens > 1) scale = scale_of(item.token);
       if (p.end == kEndPlain && p.residual) residual = *residual_at(item);
     }

@@ -58,8 +58,7 @@ __device__ void advance(const StepParams& p, int row, unsigned long long step) {
 extern "C" __global__ void step_advance(StepParams p) {
   const unsigned long long step = *p.clock;
   if (threadIdx.x < p.rows) advance(p, threadIdx.x, step);
-  __threadfence_system();
-  __syncthreads();
+  __syncthreads();  // what others have written is released with what the first thread writes behind it
   if (threadIdx.x == 0) {
     *p.clock = step + 1;
     asm volatile("st.release.sys.global.u64 [%0], %1;\n" ::"l"(p.head), "l"(step + 1) : "memory");
