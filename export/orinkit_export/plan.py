@@ -31,6 +31,11 @@ EVALUATION_TEXT = Path(__file__).with_name("evaluation.txt")
 PROBED = 4, 256
 """Sequences and tokens of each on which formats are tried: means over so many positions tell matrices apart."""
 
+RUN = 64
+"""Letters on which an expression that doubles its steps with each of them runs into the limit of the library."""
+RUNS = ("a!", "0!", " !", ".a", "\na")
+"""What is repeated, and what then ends the text, so that what has matched so far must be given up."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -168,6 +173,7 @@ def _tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tokenizer:
         if tokenizer.template is not None:
             with suppress(RequestError):  # a template may insist on more than a question
                 tokenizer.template.render([{"role": "user", "content": "Hello"}])
+        _check_patterns(tokenizer)
     except BundleError as error:
         raise CheckpointError(f"{folder}: {error} (a file of the checkpoint: get it again or correct it)") from None
     last = max(tokenizer.num_ids - 1, *spec.eos, 0)
@@ -177,6 +183,17 @@ def _tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> Tokenizer:
             "tokenizer and weights of one checkpoint"
         )
     return tokenizer
+
+
+def _check_patterns(tokenizer: Tokenizer) -> None:
+    """Try texts that let a regular expression such as (a+)+$ backtrack without end. Raises BundleError."""
+    for letter, last in RUNS:
+        text = letter * RUN + last
+        try:
+            tokenizer.encode(text, len(text))
+        except RequestError as error:
+            found = f"{error} ({letter * 8}...{last})"
+            raise BundleError(f"{TOKENIZER}: expected one that splits every text, found: {found}") from None
 
 
 def _check_formats(plan: Plan, recipe_path: Path) -> None:

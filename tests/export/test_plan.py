@@ -179,6 +179,7 @@ def test_end_tokens_come_from_the_generation_settings_or_else_from_the_config(fo
     assert read(folder).spec.eos == (4095,)
 
 
+SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 BAD: dict[str, tuple[Act, type[Exception], str]] = {
     "a prompt that just does not fit": (
         recipe(golden={"prompts": [" no" * 61], "tokens": 4}),
@@ -192,6 +193,11 @@ BAD: dict[str, tuple[Act, type[Exception], str]] = {
         ),
         ConfigError,
         "golden: prompts: 'R': expected 1 to 60 tokens, found 0",
+    ),
+    "a tokenizer that backtracks without end": (
+        edited("tokenizer.json", lambda data: data.update(pre_tokenizer={**SPLIT, "pattern": {"Regex": "(a+)+$"}})),
+        CheckpointError,
+        r"tokenizer\.json: expected one that splits every text, found: text: .* \(aaaaaaaa\.\.\.!\).*get it again",
     ),
     "a config of another size": (
         config(intermediate_size=512),
