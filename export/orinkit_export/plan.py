@@ -33,7 +33,7 @@ PROBED = 4, 256
 
 RUN = 64
 """Letters on which an expression that doubles its steps with each of them runs into the limit of the library."""
-RUNS = ("a!", "0!", " !", ".a", "\na")
+RUNS = (("a", "!"), ("0", "!"), (" ", "!"), (".", "a"), ("\n", "a"))
 """What is repeated, and what then ends the text, so that what has matched so far must be given up."""
 
 
