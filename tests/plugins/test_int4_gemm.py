@@ -193,12 +193,13 @@ def test_a_wide_product_beside(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "n", "k", "rows"), [(2, 512, 256, 8), (1, 512, 8192, 8), (1, 8, 256, 5), (1, 514, 256, 2)]
+    ("tokens", "n", "k", "rows", "options"),
+    [(2, 512, 256, 8, "n"), (1, 512, 8192, 8, "n"), (1, 8, 256, 5, "n"), (1, 514, 256, 2, "n"), (1, 512, 256, 8, "nr")],
 )
 def test_what_cannot_be_beside_is_refused(
-    tokens: int, n: int, k: int, rows: int, kernels: KernelLibrary, stream: Any
+    tokens: int, n: int, k: int, rows: int, options: str, kernels: KernelLibrary, stream: Any
 ) -> None:
-    case = gemm(tokens, n, k, 128, "n")
+    case = gemm(tokens, n, k, 128, options)
     both = OnDevice(case, kernels, expected(case))
     both.put_beside(np.zeros((rows, k), np.float16))
     assert not both.takes_beside

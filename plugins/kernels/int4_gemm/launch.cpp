@@ -223,7 +223,8 @@ StreamChoice stream_choice_of(const Int4Gemm& a, const Device& device) {
 // Each thread has eight columns of the token in registers, and their part of each row of the block.
 bool takes_beside(const Int4Gemm& a, const Linear& beside) {
   const Shape s = shape_of(a);
-  if (a.tokens != 1 || !s.has_norm || s.has_rows || !streams(s, device())) return false;
+  // A residual could lie where the other's y does: who places values may take it for read by then.
+  if (a.tokens != 1 || !s.has_norm || s.has_rows || a.residual || !streams(s, device())) return false;
   const bool is_same = beside.x == a.x && beside.norm == a.norm && beside.norm_eps == a.norm_eps && beside.k == a.k;
   const bool is_plain = !beside.scale && !beside.bias && !beside.residual && !beside.rows && !beside.swiglu;
   const StreamChoice c = stream_choice_of(a, device());
