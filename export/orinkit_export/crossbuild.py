@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -212,12 +213,27 @@ def _cmake(work: Path, options: list[str], targets: list[str]) -> None:
             raise ResourceError(f"expected {program}, found none; run: pip install {program}")
     cmake, ninja = str(_found("cmake")), str(_found("ninja"))
     configure = (cmake, "-S", str(ROOT / "plugins"), "-B", str(work), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}")
-    for command in ((*configure, *options), (cmake, "--build", str(work), "--target", *targets)):
+    _forget_another_checkout(work)
+    steps = {"configure": (*configure, *options), "build": (cmake, "--build", str(work), "--target", *targets)}
+    for step, command in steps.items():
         done = _run(*command)
         if done.returncode:
             log = work / "failed.log"
             log.write_text(done.stdout + done.stderr, encoding="utf-8")
-            raise ArtefactError(f"expected the libraries to build, but {command[1]} failed; {log} has what it said")
+            raise ArtefactError(
+                f"expected the libraries to build, but CMake could not {step} them; {log} has what it said"
+            )
+
+
+def _forget_another_checkout(work: Path) -> None:
+    """CMake refuses a build folder whose sources lay elsewhere, as they do once a checkout was moved or copied."""
+    cache = work / "CMakeCache.txt"
+    if not cache.is_file():
+        return
+    home = re.search(r"^CMAKE_HOME_DIRECTORY:INTERNAL=(.*)$", cache.read_text(encoding="utf-8"), re.MULTILINE)
+    if home is None or os.path.realpath(home[1]) != os.path.realpath(ROOT / "plugins"):
+        cache.unlink()
+        shutil.rmtree(work / "CMakeFiles", ignore_errors=True)
 
 
 def _found(program: str) -> str | None:

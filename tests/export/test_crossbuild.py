@@ -98,10 +98,20 @@ def broken_nvcc(folder: Path) -> Path:
 
 def test_a_build_that_fails_leaves_its_log_and_no_library(tmp_path: Path) -> None:
     need_compiler()
-    with pytest.raises(ArtefactError, match=r"--build failed; .*failed\.log has what it said"):
+    with pytest.raises(ArtefactError, match=r"could not build them; .*failed\.log has what it said"):
         crossbuild.build(HOST, tmp_path / "out", Tools(nvcc=broken_nvcc(tmp_path)), with_tensorrt=False)
     assert "no such architecture" in (tmp_path / "out.work/failed.log").read_text()
     assert not (tmp_path / "out").exists()
+
+
+def test_the_build_folder_of_a_checkout_that_was_moved_is_used_again(tmp_path: Path) -> None:
+    need_compiler()
+    cache = tmp_path / "out.work/CMakeCache.txt"
+    cache.parent.mkdir()
+    cache.write_text(f"CMAKE_CACHEFILE_DIR:INTERNAL={cache.parent}\nCMAKE_HOME_DIRECTORY:INTERNAL=/elsewhere/plugins\n")
+    with pytest.raises(ArtefactError, match="could not build them"):
+        crossbuild.build(HOST, tmp_path / "out", Tools(nvcc=broken_nvcc(tmp_path)), with_tensorrt=False)
+    assert f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT / 'plugins'}" in cache.read_text()
 
 
 def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
