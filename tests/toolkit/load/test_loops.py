@@ -72,7 +72,9 @@ def test_an_open_loop_sends_at_its_times_and_counts_what_it_could_not_send(serve
 def test_a_full_queue_is_a_class_of_its_own(server: Server) -> None:
     found = loaded(server, replace(PLAIN, concurrency=40, requests=80, answer=Lengths.parse("8")))
     assert {outcome.error for outcome in found.outcomes} <= {None, "429 queue_full", "429 client_limit"}
-    assert any(outcome.error is not None for outcome in found.outcomes)
+    refused = [outcome for outcome in found.outcomes if outcome.is_refused]
+    assert refused
+    assert refused == [outcome for outcome in found.outcomes if outcome.error is not None]
 
 
 def test_cancelled_requests_leave_the_server(server: Server) -> None:

@@ -14,7 +14,7 @@ WORKLOAD = Workload(4, 2, None, Lengths.parse("5"), Lengths.parse("7"), 0, 0.0, 
 FAST = Outcome(begin=1.0, times=[1.5, 1.6, 1.7], end=2.0, num_prompt=5, num_tokens=3)
 SLOW = Outcome(begin=1.0, times=[3.0, 3.5], end=4.0, num_prompt=5, num_tokens=2)
 LEFT = Outcome(begin=2.0, times=[2.5], end=2.5, num_tokens=1, error=CANCELLED)
-FULL = Outcome(begin=2.0, end=2.1, error="429 queue_full")
+FULL = Outcome(begin=2.0, end=2.1, error="429 queue_full", is_refused=True)
 RUN = Run("demo", (FAST, SLOW, LEFT, FULL), 5.0)
 
 
@@ -41,6 +41,7 @@ def test_every_figure_counts_what_it_says() -> None:
     assert figures["per_token"]["max"] == pytest.approx(0.5)
     assert figures["between_tokens"]["count"] == 3
     assert figures["end_to_end"]["mean"] == pytest.approx(2.0)
+    assert (figures["refused"]["count"], figures["refused"]["max"]) == (1, pytest.approx(0.1))
     assert json.loads(json.dumps(figures))["errors"] == figures["errors"]
 
 
@@ -52,15 +53,16 @@ def test_the_limit_per_token_makes_answers_bad_too() -> None:
 def test_the_table_has_a_line_for_each_class_of_error_and_each_time() -> None:
     lines = table(report(WORKLOAD, RUN, Limits()))
     assert "  1 x 429 queue_full" in lines
-    assert [line.split("  ")[0] for line in lines[-4:]] == [
+    assert [line.split("  ")[0] for line in lines[-5:]] == [
         "first token",
         "per token",
         "between tokens",
         "end to end",
+        "refused",
     ]
 
 
 def test_a_run_without_answers_is_reported_too() -> None:
     figures = report(WORKLOAD, Run("demo", (FULL,), 1.0), Limits())
     assert figures["first_token"] is None
-    assert table(figures)[-1].split() == ["end", "to", "end", *"------"]
+    assert table(figures)[-2].split() == ["end", "to", "end", *"------"]

@@ -31,6 +31,8 @@ class Outcome:
     """Tokens of the answer, as the server counts them; of a cancelled one, the pieces that came."""
     error: str | None = None
     """What kind of failure; None: the answer is whole."""
+    is_refused: bool = False
+    """Whether the server has answered that it will not."""
 
     @property
     def first(self) -> float:
@@ -44,7 +46,7 @@ class Outcome:
 
     @property
     def whole(self) -> float:
-        """Seconds until the end of the answer."""
+        """Seconds until the end of the answer, or of the refusal."""
         return self.end - self.begin
 
 
@@ -90,7 +92,7 @@ class Client:
                 if answer.status_code == 200:
                     outcome.error = await _read(answer, shot, outcome)
                 else:
-                    outcome.error = f"{answer.status_code} {await _code(answer)}"
+                    outcome.error, outcome.is_refused = f"{answer.status_code} {await _code(answer)}", True
         except httpx.TimeoutException:
             outcome.error = "timeout"
         except httpx.TransportError as error:

@@ -5,6 +5,7 @@ first token     from when the request was to be sent to the first piece of text,
 per token       mean time per token after the first one, of each whole answer
 between tokens  each gap between two pieces of text: its maximum shows stalls that means hide
 end to end      from when the request was to be sent to the end of a whole answer
+refused         from when the request was to be sent to an answer that tells why there will be none
 goodput         whole answers per second that kept the limits for the first token and per token
 """
 
@@ -77,10 +78,11 @@ def report(workload: Workload, run: Run, limits: Limits) -> dict[str, Any]:
         "per_token": summary([outcome.per_token for outcome in spoken if outcome.num_tokens > 1]),
         "between_tokens": summary([right - left for one in begun for left, right in pairwise(one.times)]),
         "end_to_end": summary([outcome.whole for outcome in whole]),
+        "refused": summary([outcome.whole for outcome in run.outcomes if outcome.is_refused]),
     }
 
 
-_ROWS = ("first_token", "per_token", "between_tokens", "end_to_end")
+_ROWS = ("first_token", "per_token", "between_tokens", "end_to_end", "refused")
 _COLUMNS = ("mean", *(f"p{percent}" for percent in PERCENTILES), "max")
 
 
