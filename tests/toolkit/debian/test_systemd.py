@@ -61,7 +61,12 @@ class Systemd:
         self._environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "XDG_CONFIG_HOME": str(folder / "config")}
         command = [*UNSHARE, str(MANAGER), "--user", "--log-target=null", "--unit=basic.target"]
         self.process = subprocess.Popen(command, env=self._environment, stdout=subprocess.DEVNULL)
-        wait_for((folder / "systemd/private").exists)
+        wait_for(self.answers)
+
+    def answers(self) -> bool:
+        """Whether it can be asked: its socket is there a moment before it listens."""
+        asked = subprocess.run(("systemctl", "--user", "show"), env=self._environment, capture_output=True, check=False)
+        return asked.returncode == 0
 
     def control(self, *arguments: str) -> str:
         command = ["systemctl", "--user", *arguments]
