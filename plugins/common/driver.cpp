@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -60,11 +61,9 @@ bool open_driver() {
   return library && find(library, "cuInit", driver.init) && find(library, "cuCtxGetCurrent", driver.get_current) &&
          find(library, "cuCtxGetDevice", driver.get_device) &&
          find(library, "cuDeviceGetAttribute", driver.get_attribute) &&
-         find(library, "cuModuleLoadData", driver.load) &&
-         find(library, "cuModuleGetFunction", driver.get_function) &&
-         find(library, "cuFuncSetAttribute", driver.set_attribute) &&
-         find(library, "cuLaunchKernel", driver.launch) && find(library, "cuMemsetD32Async", driver.memset32) &&
-         find(library, "cuMemcpyDtoDAsync_v2", driver.copy) &&
+         find(library, "cuModuleLoadData", driver.load) && find(library, "cuModuleGetFunction", driver.get_function) &&
+         find(library, "cuFuncSetAttribute", driver.set_attribute) && find(library, "cuLaunchKernel", driver.launch) &&
+         find(library, "cuMemsetD32Async", driver.memset32) && find(library, "cuMemcpyDtoDAsync_v2", driver.copy) &&
          find(library, "cuGetErrorName", driver.error_name) && find(library, "cuGetErrorString", driver.error_string);
 }
 
@@ -80,8 +79,8 @@ const Cubin* best(const char* module) {
   for (int i = 0; i < num_cubins; ++i) {
     const Cubin& cubin = cubins[i];
     // sm_80 code runs on the discrete GPUs of its generation but not on Orin, which needs sm_87.
-    const bool runs = cubin.arch == facts.arch ||
-                      (facts.arch != 87 && cubin.arch / 10 == facts.arch / 10 && cubin.arch < facts.arch);
+    const bool runs =
+        cubin.arch == facts.arch || (facts.arch != 87 && cubin.arch / 10 == facts.arch / 10 && cubin.arch < facts.arch);
     if (std::strcmp(cubin.module, module) == 0 && runs && (!found || cubin.arch > found->arch)) found = &cubin;
   }
   return found;
@@ -106,7 +105,9 @@ Kernel::Kernel(const char* module, const char* function, int max_shared)
 
 int Kernel::resolve(void* module) {
   if (const int status = driver.get_function(&handle_, module, function_)) return status;
-  return max_shared_ ? driver.set_attribute(handle_, kMaxDynamicSharedSize, max_shared_) : kOk;
+  if (!max_shared_) return kOk;
+  constexpr int kStatic = 1024;  // arrays of fixed size take their part of what a block may have
+  return driver.set_attribute(handle_, kMaxDynamicSharedSize, std::min(max_shared_, facts.max_shared_bytes - kStatic));
 }
 
 int Kernel::enqueue(Dim3 grid, Dim3 block, unsigned shared, Stream stream, void** arguments) const {
@@ -167,12 +168,18 @@ ORIN_API int orin_init() {
 ORIN_API const char* orin_error(int code) {
   using namespace orin;
   switch (code) {
-    case kOk: return "no error";
-    case kBadArgument: return detail;
-    case kNotInitialised: return "the kernel library is not initialised; call orin_init first";
-    case kNoDriver: return "libcuda.so.1 was not found; install the NVIDIA driver";
-    case kNoCodeForDevice: return "the kernel library holds no code for this GPU; build it for its architecture";
-    default: break;
+    case kOk:
+      return "no error";
+    case kBadArgument:
+      return detail;
+    case kNotInitialised:
+      return "the kernel library is not initialised; call orin_init first";
+    case kNoDriver:
+      return "libcuda.so.1 was not found; install the NVIDIA driver";
+    case kNoCodeForDevice:
+      return "the kernel library holds no code for this GPU; build it for its architecture";
+    default:
+      break;
   }
   const char *name = nullptr, *text = nullptr;
   if (!driver.error_name || driver.error_name(code, &name) || driver.error_string(code, &text)) return "unknown error";

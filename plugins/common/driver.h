@@ -33,7 +33,8 @@ const Device& device();
 // One __global__ function. Objects are static; orin_init resolves them all, so that nothing loads under capture.
 class Kernel {
  public:
-  // `max_shared` bytes of dynamic shared memory are allowed at launch; 0 = no more than the default 48 KiB.
+  // `max_shared` bytes of dynamic shared memory are allowed at launch, or as many as the GPU has; 0 = the default 48
+  // KiB.
   Kernel(const char* module, const char* function, int max_shared = 0);
 
   // Enqueue with one parameter passed by value. Never synchronises, never allocates.

@@ -152,11 +152,11 @@ def test_zero_points_have_no_tile_of_256_rows(program: Path) -> None:
 
 def test_sums_that_do_not_fit_are_added_up_in_rounds(program: Path) -> None:
     assert choose(program, 1, 248320, 1024, H200, norm=1)[6] == 1
-    assert choose(program, 16, 248320, 1024, H200, norm=1)[6] == 15
+    assert choose(program, 16, 248320, 1024, H200, norm=1)[6] == 12
 
 
 @pytest.mark.parametrize("device", [ORIN, H200])
-@pytest.mark.parametrize("tokens", [1, 2, 7, 8])
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 16])
 @pytest.mark.parametrize(
     ("n", "k"), [(7168, 1024), (1024, 3584), (248320, 1024), (2560, 9216), (8, 128), (5120, 25600), (151936, 4096)]
 )
@@ -173,7 +173,7 @@ def test_every_piece_has_its_warp_and_every_sum_its_place(
             assert (warps, is_right) == (16, 1)
             assert stripes in (1, 2)
             assert blocks >= 1
-            assert shared <= 160 * 1024
+            assert shared <= 162 * 1024
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,10 @@ def test_every_piece_has_its_warp_and_every_sum_its_place(
         ((1, 2560, 9216, H200), 0, (1, 16, 2, 132)),
         ((8, 18432, 2560, H200), 1, (1, 16, 2, 132)),
         ((8, 2560, 9216, H200), 0, (0,)),
-        ((9, 7168, 1024, H200), 1, (0,)),
+        ((9, 7168, 1024, H200), 1, (1, 16, 2, 132)),
+        ((16, 18432, 2560, H200), 1, (1, 16, 2, 132)),
+        ((16, 24576, 4096, H200), 1, (0,)),
+        ((17, 7168, 1024, H200), 1, (0,)),
         ((1, 7160, 1024, H200), 1, (1, 16, 1, 132)),
         ((1, 7161, 1024, H200), 1, (0,)),
         ((1, 7168, 1056, H200), 1, (0,)),

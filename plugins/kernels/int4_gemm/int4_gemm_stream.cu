@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// OrinInt4Gemm for one token, or for up to 8 with a norm in front: W passes by once, at the speed of memory.
+// OrinInt4Gemm for one token, or for up to 16 with a norm in front: W passes by once, at the speed of memory.
 //
 // A unit is one or two stripes of W (8 or 16 rows); a block takes every gridDim.x-th. The pieces (unit, chunk of 128
 // columns) of all its units lie in one row, of which each warp takes an equal part, whatever the shape:
@@ -110,10 +110,11 @@ template <int kGroup, int kTokens, bool kZeros, bool kNorm, int kStripes>
 class Streamed {
   static constexpr int kGroups = Piece<kGroup>::kGroups;
   static constexpr int kZeroPairs = kZeros ? Piece<kGroup>::kZeroPairs : 0;
-  static constexpr int kWords = 4 / kGroups;                        // of a lane in a group
-  static constexpr int kLaneTokens = kTokens == 1 ? 1 : 2;          // 2t and 2t + 1
-  static constexpr int kRows = kStripes * kStripeRows;              // of a unit
-  static constexpr int kVectors = kTokens > 1 ? 2 : kNorm ? 1 : 3;  // of eight columns, of a thread at a time
+  static constexpr int kWords = 4 / kGroups;                          // of a lane in a group
+  static constexpr int kEights = (kTokens + 7) / 8;                   // of tokens: an operand each
+  static constexpr int kLaneTokens = kTokens == 1 ? 1 : 2 * kEights;  // 2t and 2t + 1 of each
+  static constexpr int kRows = kStripes * kStripeRows;                // of a unit
+  static constexpr int kVectors = kTokens > 1 ? 2 : kNorm ? 1 : 3;    // of eight columns, of a thread at a time
   static constexpr bool kHasBeside = kNorm && kTokens == 1;
   static constexpr int kChunkVectors = kChunkColumns / 8;
   static constexpr int kScalesAt = kStripes * 512;  // in a stage of the ring: W, scales, zero points
@@ -329,26 +330,33 @@ class Streamed {
         }
       }
     }
-    const uint4* from = tokens() + (chunk * 4 * num_tokens + min(lane / 4, num_tokens - 1)) * 4 + lane % 4;
-    uint4 x[4];
+    uint4 x[kEights][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = from[i * 4 * num_tokens];
+    for (int h = 0; h < kEights; ++h) {
+      const int token = min(lane / 4 + 8 * h, num_tokens - 1);
+      const uint4* from = tokens() + (chunk * 4 * num_tokens + token) * 4 + lane % 4;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[h][i] = from[i * 4 * num_tokens];
+    }
     Sums piece = {};
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      float low[4], high[4];
+      float low[kEights][4], high[kEights][4];
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
         uint32 a[4], b[4] = {0, 0, 0, 0};
-        const uint4 v = x[g * kWords + i];
         nibbles((&w[0].x)[g * kWords + i], a);
         if (kStripes == 2) nibbles((&w[kStripes - 1].x)[g * kWords + i], b);
-        if (i == 0) {
-          mma_first(low, {a[0], b[0], a[1], b[1]}, {v.x, v.y});
-          mma_first(high, {a[2], b[2], a[3], b[3]}, {v.z, v.w});
-        } else {
-          mma(low, {a[0], b[0], a[1], b[1]}, {v.x, v.y});
-          mma(high, {a[2], b[2], a[3], b[3]}, {v.z, v.w});
+#pragma unroll
+        for (int h = 0; h < kEights; ++h) {
+          const uint4 v = x[h][g * kWords + i];
+          if (i == 0) {
+            mma_first(low[h], {a[0], b[0], a[1], b[1]}, {v.x, v.y});
+            mma_first(high[h], {a[2], b[2], a[3], b[3]}, {v.z, v.w});
+          } else {
+            mma(low[h], {a[0], b[0], a[1], b[1]}, {v.x, v.y});
+            mma(high[h], {a[2], b[2], a[3], b[3]}, {v.z, v.w});
+          }
         }
       }
 #pragma unroll
@@ -356,7 +364,8 @@ class Streamed {
         const float offset = offsets()[(chunk * kGroups + g) * kTokens + token_of_lane(e)];
 #pragma unroll
         for (int s = 0; s < kStripes; ++s) {
-          const float v = high[2 * s + e] * (1.f / 16) + low[2 * s + e];
+          const int at = 2 * s + e % 2;
+          const float v = high[e / 2][at] * (1.f / 16) + low[e / 2][at];
           piece.v[s][e] += (kZeros ? offset * zero[s][g] + v : v + offset) * scale[s][g];
         }
       }
@@ -369,7 +378,7 @@ class Streamed {
     }
   }
 
-  __device__ int token_of_lane(int e) const { return kTokens == 1 ? 0 : lane % 4 * 2 + e; }
+  __device__ int token_of_lane(int e) const { return kTokens == 1 ? 0 : e / 2 * 8 + lane % 4 * 2 + e % 2; }
 
   // The warp's sums of a unit, which lie in shared memory as [unit][warp of the unit][token][row].
   __device__ void leave(const Sums& sums, int unit) const {
@@ -377,7 +386,7 @@ class Streamed {
     float* to = parts() + part * num_tokens * kRows + lane / 4;
 #pragma unroll
     for (int e = 0; e < kLaneTokens; ++e) {
-      const int token = lane % 4 * 2 + e;
+      const int token = e / 2 * 8 + lane % 4 * 2 + e % 2;
       if (token >= num_tokens) continue;
 #pragma unroll
       for (int s = 0; s < kStripes; ++s) to[token * kRows + s * kStripeRows] = sums.v[s][e];
@@ -491,19 +500,23 @@ class Streamed {
       int4_gemm_stream_##group##_##tokens##_##stripes##name(Int4StreamParams p) { \
     Streamed<group, tokens, has_zeros, has_norm, stripes>(p).run();               \
   }
-#define ORIN_STREAM_GROUP(group)                    \
-  ORIN_STREAM(group, 1, false, false, 1, )          \
-  ORIN_STREAM(group, 1, false, false, 2, )          \
-  ORIN_STREAM(group, 1, false, true, 1, _norm)      \
-  ORIN_STREAM(group, 1, false, true, 2, _norm)      \
-  ORIN_STREAM(group, 1, true, false, 1, _zeros)     \
-  ORIN_STREAM(group, 1, true, false, 2, _zeros)     \
-  ORIN_STREAM(group, 1, true, true, 1, _zeros_norm) \
-  ORIN_STREAM(group, 1, true, true, 2, _zeros_norm) \
-  ORIN_STREAM(group, 8, false, true, 1, _norm)      \
-  ORIN_STREAM(group, 8, false, true, 2, _norm)      \
-  ORIN_STREAM(group, 8, true, true, 1, _zeros_norm) \
-  ORIN_STREAM(group, 8, true, true, 2, _zeros_norm)
+#define ORIN_STREAM_GROUP(group)                     \
+  ORIN_STREAM(group, 1, false, false, 1, )           \
+  ORIN_STREAM(group, 1, false, false, 2, )           \
+  ORIN_STREAM(group, 1, false, true, 1, _norm)       \
+  ORIN_STREAM(group, 1, false, true, 2, _norm)       \
+  ORIN_STREAM(group, 1, true, false, 1, _zeros)      \
+  ORIN_STREAM(group, 1, true, false, 2, _zeros)      \
+  ORIN_STREAM(group, 1, true, true, 1, _zeros_norm)  \
+  ORIN_STREAM(group, 1, true, true, 2, _zeros_norm)  \
+  ORIN_STREAM(group, 8, false, true, 1, _norm)       \
+  ORIN_STREAM(group, 8, false, true, 2, _norm)       \
+  ORIN_STREAM(group, 8, true, true, 1, _zeros_norm)  \
+  ORIN_STREAM(group, 8, true, true, 2, _zeros_norm)  \
+  ORIN_STREAM(group, 16, false, true, 1, _norm)      \
+  ORIN_STREAM(group, 16, false, true, 2, _norm)      \
+  ORIN_STREAM(group, 16, true, true, 1, _zeros_norm) \
+  ORIN_STREAM(group, 16, true, true, 2, _zeros_norm)
 
 ORIN_STREAM_GROUP(32)
 ORIN_STREAM_GROUP(64)

@@ -55,16 +55,11 @@ const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), 
   {"int4_gemm_stream", "int4_gemm_stream_" #group "_" #tokens "_" #stripes name, kMaxShared}
 #define ORIN_STREAM_STRIPES(group, tokens, name) \
   {ORIN_STREAM(group, tokens, 1, name), ORIN_STREAM(group, tokens, 2, name)}
-#define ORIN_STREAM_GROUP(group)                                                             \
-  {                                                                                          \
-    {ORIN_STREAM_STRIPES(group, 1, ""), ORIN_STREAM_STRIPES(group, 1, "_norm"),              \
-     ORIN_STREAM_STRIPES(group, 8, "_norm")},                                                \
-    {                                                                                        \
-      ORIN_STREAM_STRIPES(group, 1, "_zeros"), ORIN_STREAM_STRIPES(group, 1, "_zeros_norm"), \
-          ORIN_STREAM_STRIPES(group, 8, "_zeros_norm")                                       \
-    }                                                                                        \
-  }
-const Kernel streamed[3][2][3][2] = {ORIN_STREAM_GROUP(32), ORIN_STREAM_GROUP(64), ORIN_STREAM_GROUP(128)};
+#define ORIN_STREAM_KINDS(group, name)                                               \
+  {ORIN_STREAM_STRIPES(group, 1, name), ORIN_STREAM_STRIPES(group, 1, name "_norm"), \
+   ORIN_STREAM_STRIPES(group, 8, name "_norm"), ORIN_STREAM_STRIPES(group, 16, name "_norm")}
+#define ORIN_STREAM_GROUP(group) {ORIN_STREAM_KINDS(group, ""), ORIN_STREAM_KINDS(group, "_zeros")}
+const Kernel streamed[3][2][4][2] = {ORIN_STREAM_GROUP(32), ORIN_STREAM_GROUP(64), ORIN_STREAM_GROUP(128)};
 
 const Kernel norm_rows("int4_gemm_prepare", "int4_gemm_norm_rows");
 const Kernel layout("int4_gemm_prepare", "int4_gemm_layout");
@@ -121,7 +116,7 @@ Choice choice_of(const Int4Gemm& a, const Device& device) {
     if (a.warps_k && !all_chunks) c.warps_k = std::min({a.warps_k, num_chunks(s), most});
     if (a.warps_n) c.warps_n = std::min(a.warps_n, most / c.warps_k);
     c.warps_n = std::max(1, std::min(c.warps_n, most / c.warps_k));
-    const int shared = std::min(kMaxShared, device.max_shared_bytes);
+    const int shared = most_shared(device);
     Device fewer = device;
     if (a.blocks) fewer.sm_count = a.blocks;
     spread_tiles(s, fewer, shared, c);
@@ -215,7 +210,7 @@ StreamChoice stream_choice_of(const Int4Gemm& a, const Device& device) {
   if (a.warps_k) c.warps = std::min(a.warps_k, kStreamWarps);
   if (a.stripes) c.stripes = a.stripes > 1 && s.n % (2 * kStripeRows) == 0 ? 2 : 1;
   c.blocks = a.blocks ? a.blocks : device.sm_count;
-  const int shared = std::min(kMaxShared, device.max_shared_bytes);
+  const int shared = most_shared(device);
   spread_pieces(s, shared, c);
   return stream_shared(s, c).bytes <= shared ? c : chosen;
 }
@@ -252,7 +247,7 @@ int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmPara
   }
   p.gemm = gemm;
   p.gemm.stripe_zero_bytes = 8 * ((groups + 1) / 2), p.gemm.inverse_k = 1.f / s.k;
-  const int kind = s.tokens > 1 ? 2 : s.has_norm;
+  const int kind = s.tokens > 8 ? 3 : s.tokens > 1 ? 2 : s.has_norm;
   const Kernel& kernel = streamed[group_index(a.group_size)][s.has_zeros][kind][c.stripes - 1];
   return kernel.launch({unsigned(c.blocks)}, {unsigned(32 * c.warps)}, at.bytes, stream, p);
 }

@@ -12,8 +12,9 @@ namespace orin::int4_gemm {
 constexpr int kFewTokens = 16;  // most tokens of the path that is limited by reading W
 constexpr int kMaxWarps = 16;   // of a block of that path
 constexpr int kMaxSplits = 16;
-constexpr int kSemaphores = 4096;       // output tiles of a launch that splits columns
-constexpr int kMaxShared = 160 * 1024;  // of a block: what Orin has, rounded down
+constexpr int kSemaphores = 4096;                       // output tiles of a launch that splits columns
+constexpr int kStaticShared = 1024;                     // of a block, at most
+constexpr int kMaxShared = 163 * 1024 - kStaticShared;  // of a block: what Orin has beside
 
 struct Shape {
   int tokens, n, k, group_size;
@@ -55,6 +56,8 @@ struct Choice {
 
   bool is_few() const { return tile < 0; }
 };
+
+inline int most_shared(const Device& device) { return std::min(kMaxShared, device.max_shared_bytes - kStaticShared); }
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int num_stripes(const Shape& s) { return ceil_div(s.n, kStripeRows); }
@@ -130,7 +133,7 @@ inline void spread_tiles(const Shape& s, const Device& device, int shared, Choic
 inline Choice choose_few(const Shape& s, const Device& device) {
   Choice c;
   c.normalises_first = s.has_columns;
-  const int shared = std::min(kMaxShared, device.max_shared_bytes);
+  const int shared = most_shared(device);
   if (s.has_norm) {
     arrange_norm_warps(s, device, c);
     spread_tiles(s, device, shared, c);

@@ -27,7 +27,8 @@ constexpr unsigned magic(int divisor) {
 constexpr int num_units(const Shape& s, const StreamChoice& c) { return s.n / (kStripeRows * c.stripes); }
 
 constexpr StreamShared stream_shared(const Shape& s, const StreamChoice& c) {
-  const int columns = s.tokens == 1 ? 1 : 8, chunks = num_chunks(s), groups = kChunkColumns / s.group_size;
+  const int columns = s.tokens == 1 ? 1 : ceil_div(s.tokens, 8) * 8, chunks = num_chunks(s),
+            groups = kChunkColumns / s.group_size;
   const int zeros = s.has_zeros ? 8 * std::max(1, groups / 2) : 0;
   const int stage = ceil_div(c.stripes * (512 + 16 * groups + zeros), 16) * 16;
   StreamShared at{};
@@ -57,15 +58,15 @@ inline StreamChoice choose_stream(const Shape& s, const Device& device) {
   StreamChoice c;
   c.stripes = s.n % (2 * kStripeRows) == 0 && s.n / (2 * kStripeRows) >= device.sm_count ? 2 : 1;
   c.blocks = device.sm_count;
-  spread_pieces(s, std::min(kMaxShared, device.max_shared_bytes), c);
+  spread_pieces(s, most_shared(device), c);
   return c;
 }
 
 // One token, or a few whose norm is then computed once for a block; more of them are better read by each warp for
 // itself.
 inline bool streams(const Shape& s, const Device& device) {
-  if (s.tokens > (s.has_norm ? 8 : 1) || s.k % kChunkColumns || s.n % kStripeRows) return false;
-  const int shared = std::min(kMaxShared, device.max_shared_bytes);
+  if (s.tokens > (s.has_norm ? kFewTokens : 1) || s.k % kChunkColumns || s.n % kStripeRows) return false;
+  const int shared = most_shared(device);
   return stream_shared(s, choose_stream(s, device)).bytes <= shared;
 }
 
