@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What TensorRT's registry looks for in a plugin library; nothing else is exported.
+#include <iterator>
+
 #include "tensorrt/adapter.h"
 
 namespace orin {
