@@ -63,6 +63,7 @@ class Bench:
     weights: int
     scales: gpu.Array
     x: gpu.Array
+    residual: gpu.Array
     norm: gpu.Array
     y: gpu.Array
     workspace: gpu.Array
@@ -83,6 +84,7 @@ class Bench:
             weights,
             gpu.Array((rng.standard_normal(1 << 25) * 0.02).astype(np.float16)),
             gpu.Array(rng.standard_normal(MAX_TOKENS * MAX_WIDTH, np.float32).astype(np.float16)),
+            gpu.Array(np.zeros(MAX_TOKENS * MAX_WIDTH, np.float16)),
             gpu.Array(np.ones(MAX_WIDTH, np.float32)),
             gpu.Array(np.zeros(max(MAX_TOKENS * MAX_WIDTH, MAX_LOGITS), np.float16)),
             gpu.Array(np.zeros(1 << 28, np.uint8)),
@@ -100,7 +102,7 @@ class Bench:
             zeros=None,
             norm=self.norm.pointer if has_norm else None,
             bias=None,
-            residual=None if has_norm else self.x.pointer,
+            residual=None if has_norm else self.residual.pointer,
             rows=None,
             columns=None,
             beside=None,

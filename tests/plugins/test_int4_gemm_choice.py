@@ -36,15 +36,15 @@ STREAM_PROGRAM = """
 #include "kernels/int4_gemm/stream.h"
 using namespace orin;
 using namespace orin::int4_gemm;
-// Units, chunks and warps of a block against what the kernel makes of them.
-bool covers(int units, int chunks, const StreamChoice& c) {
-  const unsigned pieces_magic = magic(c.warp_pieces), chunks_magic = magic(chunks);
+// Units, pieces and warps of a block against what the kernel makes of them.
+bool covers(int units, int pieces, const StreamChoice& c) {
+  const unsigned pieces_magic = magic(c.warp_pieces), unit_magic = magic(pieces);
   const auto divide = [](int v, unsigned m) { return m ? int((uint64_t(v) * m) >> 32) : v; };
-  if (c.warps * c.warp_pieces < units * chunks) return false;
-  for (int i = 0; i < units * chunks; ++i) {
-    const int unit = divide(i, chunks_magic), warp = divide(i, pieces_magic);
-    if (unit != i / chunks || warp != i / c.warp_pieces) return false;
-    if (warp - divide(unit * chunks, pieces_magic) >= c.parts) return false;
+  if (c.warps * c.warp_pieces < units * pieces) return false;
+  for (int i = 0; i < units * pieces; ++i) {
+    const int unit = divide(i, unit_magic), warp = divide(i, pieces_magic);
+    if (unit != i / pieces || warp != i / c.warp_pieces) return false;
+    if (warp - divide(unit * pieces, pieces_magic) >= c.parts) return false;
   }
   return true;
 }
@@ -57,10 +57,11 @@ int main(int, char** v) {
   const StreamChoice c = choose_stream(s, d);
   const StreamShared at = stream_shared(s, c);
   const bool in_order = at.offsets < at.factors && at.factors <= at.squares && at.squares <= at.ring &&
-                        at.ring % 16 == 0 && at.ring < at.parts && at.parts % 16 == 0 && at.parts < at.bytes;
+                        at.ring % 32 == 0 && at.ring < at.parts && at.parts % 16 == 0 && at.parts < at.bytes;
   const int most = ceil_div(num_units(s, c), c.blocks);
   const bool fits = most < 65536 && num_chunks(s) < 65536 && c.warp_pieces < 65536;
-  const bool is_covered = covers(most, num_chunks(s), c) && covers(num_units(s, c) / c.blocks, num_chunks(s), c);
+  const bool is_covered = covers(most, unit_pieces(s, c), c) && covers(num_units(s, c) / c.blocks, unit_pieces(s, c), c) &&
+                          unit_pieces(s, c) * piece_chunks(s, c) == num_chunks(s);
   std::printf("1 %d %d %d %d %d\\n", c.warps, c.stripes, c.blocks, at.bytes, in_order && fits && is_covered);
 }
 """
@@ -167,7 +168,7 @@ def test_every_piece_has_its_warp_and_every_sum_its_place(
         for norm, zeros in ((0, 0), (1, 1)):
             found = choose(stream_program, tokens, n, k, device, group, norm, zeros)
             if found == (0,):
-                assert tokens > 1
+                assert tokens > 1 or (n, k) == (8, 128)  # neither stripes nor chunks come in pairs
                 continue
             _, warps, stripes, blocks, shared, is_right = found
             assert (warps, is_right) == (16, 1)
@@ -179,10 +180,12 @@ def test_every_piece_has_its_warp_and_every_sum_its_place(
 @pytest.mark.parametrize(
     ("case", "norm", "wanted"),
     [
-        ((1, 7168, 1024, H200), 1, (1, 16, 2, 132)),
+        ((1, 7168, 1024, H200), 1, (1, 16, 1, 132)),
         ((1, 1024, 3584, H200), 0, (1, 16, 1, 128)),
         ((1, 248320, 1024, H200), 1, (1, 16, 2, 132)),
-        ((1, 2560, 9216, H200), 0, (1, 16, 2, 132)),
+        ((1, 2560, 9216, H200), 0, (1, 16, 1, 132)),
+        ((1, 2560, 4096, H200), 0, (1, 16, 1, 132)),
+        ((1, 18432, 2560, H200), 1, (1, 16, 2, 132)),
         ((8, 18432, 2560, H200), 1, (1, 16, 2, 132)),
         ((8, 2560, 9216, H200), 0, (0,)),
         ((9, 7168, 1024, H200), 1, (1, 16, 2, 132)),

@@ -306,7 +306,7 @@ class FewNorm {
   }
 
   static __device__ char* shared() {
-    extern __shared__ __align__(16) char bytes[];
+    extern __shared__ __align__(kSectorBytes) char bytes[];
     return bytes;
   }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // OrinInt4Gemm for one token, or for up to 16 with a norm in front: W passes by once, at the speed of memory.
 //
-// A unit is one or two stripes of W (8 or 16 rows); a block takes every gridDim.x-th. The pieces (unit, chunk of 128
-// columns) of all its units lie in one row, of which each warp takes an equal part, whatever the shape:
+// A unit is one or two stripes of W (8 or 16 rows); a block takes every gridDim.x-th. A piece is a chunk of 128 columns
+// of it; for one token, where a unit is one stripe, two chunks: rows 8 to 15 of the m16 operand are then the second one,
+// which meets its own part of the token in the odd columns of the n8 operand. The pieces of all units of a block lie in
+// one row, of which each warp takes an equal part, whatever the shape:
 //
 //   units of the block   |     0     |     1     |     2     |   a warp keeps the sums of a unit in registers and
 //   leaves chunks               |0 1 2 3 4 5|0 1 2 3 4 5|0 1 2 3 4 5|   them in shared memory where the unit, or its
@@ -28,12 +30,13 @@ namespace {
 __device__ __forceinline__ int divide(int value, uint32 magic) { return magic ? __umulhi(value, magic) : value; }
 
 template <int kBytes>
-__device__ __forceinline__ void copy(char* to, const char* from) {
+__device__ __forceinline__ void copy(void* to, const void* from) {
   if (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(shared_address(to)), "l"(from)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(shared_address(to)), "l"(from) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;\n" ::"r"(shared_address(to)), "l"(from), "n"(kBytes)
+                 : "memory");
   }
 }
 
@@ -44,6 +47,8 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
   __syncwarp();
 }
+
+__device__ __forceinline__ void wait_for_all_copies() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
 
 // The rows of the product beside that this block computes. Blocks are counted from the last, which has fewest units.
 class Beside {
@@ -109,7 +114,9 @@ class Beside {
 template <int kGroup, int kTokens, bool kZeros, bool kNorm, int kStripes>
 class Streamed {
   static constexpr int kGroups = Piece<kGroup>::kGroups;
-  static constexpr int kZeroPairs = kZeros ? Piece<kGroup>::kZeroPairs : 0;
+  static constexpr int kChunks = kTokens == 1 ? 2 / kStripes : 1;  // of a piece
+  static constexpr int kHalves = kStripes * kChunks;               // of a piece: stripes or chunks
+  static constexpr int kZeroPairs = kZeros ? stream_zero_pairs(kChunks, kGroups) : 0;
   static constexpr int kWords = 4 / kGroups;                          // of a lane in a group
   static constexpr int kEights = (kTokens + 7) / 8;                   // of tokens: an operand each
   static constexpr int kLaneTokens = kTokens == 1 ? 1 : 2 * kEights;  // 2t and 2t + 1 of each
@@ -117,9 +124,9 @@ class Streamed {
   static constexpr int kVectors = kTokens > 1 ? 2 : kNorm ? 1 : 3;    // of eight columns, of a thread at a time
   static constexpr bool kHasBeside = kNorm && kTokens == 1;
   static constexpr int kChunkVectors = kChunkColumns / 8;
-  static constexpr int kScalesAt = kStripes * 512;  // in a stage of the ring: W, scales, zero points
-  static constexpr int kZerosAt = kScalesAt + kStripes * kGroups * 16;
-  static constexpr int kStageBytes = (kZerosAt + kStripes * kZeroPairs * 8 + 15) / 16 * 16;
+  static constexpr int kScalesAt = kHalves * 512;  // in a stage of the ring: W, scales, zero points
+  static constexpr int kZerosAt = kScalesAt + kHalves * kGroups * 16;
+  static constexpr int kStageBytes = stream_stage_bytes(kStripes, kChunks, kGroups, kZeros);
 
   struct Sums {
     float v[kStripes][kLaneTokens];
@@ -137,7 +144,8 @@ class Streamed {
         lane(threadIdx.x % kWarp),
         warp(threadIdx.x / kWarp),
         num_tokens(kTokens == 1 ? 1 : params.tokens),
-        chunks(params.chunks) {}
+        chunks(params.chunks),
+        unit_pieces(params.chunks / kChunks) {}
 
   __device__ void run() {
     const int vectors = num_tokens * chunks * kChunkVectors;
@@ -146,11 +154,11 @@ class Streamed {
     if (kHasBeside && p.has_beside) beside.load();
     const int units = p.block_units + (blockIdx.x < p.more_units);
     const int begin = warp * p.warp_pieces;
-    const int count = min(int(p.warp_pieces), units * chunks - begin);
-    int unit = divide(begin, p.chunks_magic);
-    int chunk = begin - unit * chunks;
+    const int count = min(int(p.warp_pieces), units * unit_pieces - begin);
+    int unit = divide(begin, p.unit_magic);
+    int piece = begin - unit * unit_pieces;
     const int pieces = p.has_rows && all_skipped(p.gemm) ? 0 : count;
-    point(unit, chunk);
+    point(unit, piece);
     char* const ring = shared() + p.ring_at + warp * (kStreamStages * kStageBytes);
 #pragma unroll
     for (int j = 0; j < kStreamStages; ++j) {
@@ -160,8 +168,8 @@ class Streamed {
     // The last warps add up: they have fewest pieces, and are here first.
     const int slot = blockDim.x - kWarp * (warp + 1) + lane;
     const Item item = item_of(slot);
-    uint32 residual = 0;
-    if (p.end == kEndPlain && p.residual && item.unit < units) residual = *residual_at(item);
+    // Not to a register: the warp would wait for it, which comes behind W, where it waits for the tokens.
+    if (kTokens == 1 && has_residual() && item.unit < units) copy<4>(first_residual(), residual_at(item));
     prepare_tokens(thread, vectors);
     if (kHasBeside && p.has_beside) beside.multiply(raw[0], norm[0]);
     // Whole warps: lanes add up, and a chunk's vectors are half a warp's.
@@ -177,36 +185,39 @@ class Streamed {
 #pragma unroll 1
     for (int left = pieces; left > 0; --left) {
       wait_for_copies<kStreamStages - 1>();
-      multiply(ring + stage * kStageBytes, chunk, sums);
+      multiply(ring + stage * kStageBytes, piece * kChunks, sums);
       __syncwarp();  // a piece's scales are read by other lanes than those that will ask for the next ones
       if (left > kStreamStages) fetch(ring + stage * kStageBytes);
       end_of_copies();
       if (++stage == kStreamStages) stage = 0;
-      if (++chunk == chunks) {
-        chunk = 0;
+      if (++piece == unit_pieces) {
+        piece = 0;
         leave(sums, unit++);
         sums = {};
       }
     }
-    if (chunk && pieces > 0) leave(sums, unit);
+    if (piece && pieces > 0) leave(sums, unit);
     const Parts left = item.unit < units ? parts_of(item) : Parts{};
+    wait_for_all_copies();
     __syncthreads();
     if (kHasBeside && p.has_beside && warp == 0 && beside.has_row(0)) {
       beside.store(scale_of(0) * kUnit);
     }
-    if (item.unit < units) add_up(units, p.has_rows && all_skipped(p.gemm), slot, item, left, scale, residual);
+    if (item.unit < units) add_up(units, p.has_rows && all_skipped(p.gemm), slot, item, left, scale);
   }
 
  private:
   __device__ uint32 stripe_bytes() const { return chunks * 512; }
   __device__ uint32 stripe_scale_bytes() const { return chunks * (16 * kGroups); }
 
-  // To the pieces from `chunk` of a unit of the block on: W by lane, scales by stripe and group, zero points by stripe.
-  __device__ void point(int unit, int chunk) {
+  // To the pieces from `piece` of a unit of the block on: W by lane, scales by half and group, zero points by stripe.
+  __device__ void point(int unit, int piece) {
+    const int chunk = piece * kChunks;
     const uint32 stripe = (blockIdx.x + unit * gridDim.x) * kStripes;
-    next_chunk = chunk;
+    next_piece = piece;
     weight = static_cast<const char*>(p.weight) + (size_t(stripe) * stripe_bytes() + uint32(chunk * 512 + lane * 16));
-    const uint32 of_scales = lane / kGroups % kStripes * stripe_scale_bytes() + lane % kGroups * 16;
+    constexpr int kStripeScales = kGroups * kChunks;
+    const uint32 of_scales = lane / kStripeScales % kStripes * stripe_scale_bytes() + lane % kStripeScales * 16;
     scales = static_cast<const char*>(p.scales) +
              (size_t(stripe) * stripe_scale_bytes() + uint32(chunk * (16 * kGroups)) + of_scales);
     if (kZeros) {
@@ -218,15 +229,17 @@ class Streamed {
 
   // Ask for the next piece.
   __device__ void fetch(char* stage) {
-    if (lane < kStripes * kGroups) copy<16>(stage + kScalesAt + lane * 16, scales);
+    if (lane < kHalves * kGroups) copy<16>(stage + kScalesAt + lane * 16, scales);
     if (kZeros && lane < kStripes * kZeroPairs) {
-      copy<8>(stage + kZerosAt + lane * 8, zeros + next_chunk * kGroups / 2 * kStripeRows);
+      copy<8>(stage + kZerosAt + lane * 8, zeros + next_piece * kChunks * kGroups / 2 * kStripeRows);
     }
 #pragma unroll
-    for (int s = 0; s < kStripes; ++s) copy<16>(stage + s * 512 + lane * 16, weight + s * stripe_bytes());
-    weight += 512, scales += 16 * kGroups;
-    if (++next_chunk == chunks) {
-      next_chunk = 0;
+    for (int h = 0; h < kHalves; ++h) {
+      copy<16>(stage + h * 512 + lane * 16, weight + (kChunks == 2 ? h * 512 : h * stripe_bytes()));
+    }
+    weight += 512 * kChunks, scales += 16 * kGroups * kChunks;
+    if (++next_piece == unit_pieces) {
+      next_piece = 0;
       weight += size_t(gridDim.x * kStripes - 1) * stripe_bytes();
       scales += size_t(gridDim.x * kStripes - 1) * stripe_scale_bytes();
       if (kZeros) zeros += size_t(gridDim.x) * kStripes * p.gemm.stripe_zero_bytes;
@@ -251,7 +264,7 @@ class Streamed {
   }
 
   __device__ int token_of(int vector) const {
-    return kTokens == 1 ? 0 : divide(vector / kChunkVectors, p.chunks_magic);
+    return kTokens == 1 ? 0 : divide(vector / kChunkVectors, p.unit_magic);
   }
 
   // To shared memory, with what the products need of each chunk.
@@ -312,21 +325,23 @@ class Streamed {
     return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
   }
 
-  // The products of a piece: lane (g, t) has row g of each stripe, tokens 2t and 2t + 1.
+  // The products of a piece that begins with `chunk`: lane (g, t) has row g of each half, tokens 2t and 2t + 1, or, where
+  // halves are chunks, the products of both with the token's part of the first one, and of the second one.
   __device__ void multiply(const char* stage, int chunk, Sums& sums) const {
-    uint4 w[kStripes];
-    float scale[kStripes][kGroups], zero[kStripes][kGroups];
+    uint4 w[kHalves];
+    float scale[kHalves][kGroups], zero[kHalves][kGroups];
 #pragma unroll
-    for (int s = 0; s < kStripes; ++s) {
-      w[s] = *reinterpret_cast<const uint4*>(stage + s * 512 + lane * 16);
+    for (int h = 0; h < kHalves; ++h) {
+      w[h] = *reinterpret_cast<const uint4*>(stage + h * 512 + lane * 16);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
-        scale[s][g] =
-            __half2float(*reinterpret_cast<const half*>(stage + kScalesAt + (s * kGroups + g) * 16 + lane / 4 * 2));
+        scale[h][g] =
+            __half2float(*reinterpret_cast<const half*>(stage + kScalesAt + (h * kGroups + g) * 16 + lane / 4 * 2));
         if (kZeros) {
-          const unsigned pair =
-              *reinterpret_cast<const unsigned char*>(stage + kZerosAt + (s * kZeroPairs + g / 2) * 8 + lane / 4);
-          zero[s][g] = static_cast<float>(pair >> ((kGroups == 1 ? chunk : g) % 2 * 4) & 15);
+          const int group = kChunks == 2 ? h * kGroups + g : g, stripe = kChunks == 2 ? 0 : h;
+          const unsigned pair = *reinterpret_cast<const unsigned char*>(
+              stage + kZerosAt + (stripe * kZeroPairs + group / 2) * 8 + lane / 4);
+          zero[h][g] = static_cast<float>(pair >> ((kGroups * kChunks == 1 ? chunk : group) % 2 * 4) & 15);
         }
       }
     }
@@ -334,11 +349,12 @@ class Streamed {
 #pragma unroll
     for (int h = 0; h < kEights; ++h) {
       const int token = min(lane / 4 + 8 * h, num_tokens - 1);
-      const uint4* from = tokens() + (chunk * 4 * num_tokens + token) * 4 + lane % 4;
+      const int own_chunk = chunk + (kChunks == 2 ? lane / 4 % 2 : 0);
+      const uint4* from = tokens() + (own_chunk * 4 * num_tokens + token) * 4 + lane % 4;
 #pragma unroll
       for (int i = 0; i < 4; ++i) x[h][i] = from[i * 4 * num_tokens];
     }
-    Sums piece = {};
+    float piece[kHalves][kLaneTokens] = {};
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       float low[kEights][4], high[kEights][4];
@@ -346,7 +362,7 @@ class Streamed {
       for (int i = 0; i < kWords; ++i) {
         uint32 a[4], b[4] = {0, 0, 0, 0};
         nibbles((&w[0].x)[g * kWords + i], a);
-        if (kStripes == 2) nibbles((&w[kStripes - 1].x)[g * kWords + i], b);
+        if (kHalves == 2) nibbles((&w[kHalves - 1].x)[g * kWords + i], b);
 #pragma unroll
         for (int h = 0; h < kEights; ++h) {
           const uint4 v = x[h][g * kWords + i];
@@ -361,20 +377,23 @@ class Streamed {
       }
 #pragma unroll
       for (int e = 0; e < kLaneTokens; ++e) {
-        const float offset = offsets()[(chunk * kGroups + g) * kTokens + token_of_lane(e)];
 #pragma unroll
-        for (int s = 0; s < kStripes; ++s) {
-          const int at = 2 * s + e % 2;
+        for (int h = 0; h < kHalves; ++h) {
+          const int of = chunk + (kChunks == 2 ? h : 0), at = kChunks == 2 ? 3 * h : 2 * h + e % 2;
+          const float offset = offsets()[(of * kGroups + g) * kTokens + token_of_lane(e)];
           const float v = high[e / 2][at] * (1.f / 16) + low[e / 2][at];
-          piece.v[s][e] += (kZeros ? offset * zero[s][g] + v : v + offset) * scale[s][g];
+          piece[h][e] += (kZeros ? offset * zero[h][g] + v : v + offset) * scale[h][g];
         }
       }
     }
 #pragma unroll
     for (int e = 0; e < kLaneTokens; ++e) {
-      const float factor = kNorm ? factors()[chunk * kTokens + token_of_lane(e)] : 1.f;
 #pragma unroll
-      for (int s = 0; s < kStripes; ++s) sums.v[s][e] += piece.v[s][e] * factor;
+      for (int h = 0; h < kHalves; ++h) {
+        const int of = chunk + (kChunks == 2 ? h : 0);
+        const float factor = kNorm ? factors()[of * kTokens + token_of_lane(e)] : 1.f;
+        sums.v[kChunks == 2 ? 0 : h][e] += piece[h][e] * factor;
+      }
     }
   }
 
@@ -382,7 +401,7 @@ class Streamed {
 
   // The warp's sums of a unit, which lie in shared memory as [unit][warp of the unit][token][row].
   __device__ void leave(const Sums& sums, int unit) const {
-    const int part = unit * p.parts + warp - divide(unit * chunks, p.pieces_magic);
+    const int part = unit * p.parts + warp - divide(unit * unit_pieces, p.pieces_magic);
     float* to = parts() + part * num_tokens * kRows + lane / 4;
 #pragma unroll
     for (int e = 0; e < kLaneTokens; ++e) {
@@ -405,6 +424,11 @@ class Streamed {
     return reinterpret_cast<const uint32*>(residual + (item.token * p.n + row_of(item)));
   }
 
+  __device__ bool has_residual() const { return p.end == kEndPlain && p.residual; }
+
+  // The residual of a thread's first item.
+  __device__ uint32* first_residual() const { return reinterpret_cast<uint32*>(shared() + p.ring_at) - 1 - thread; }
+
   // Where warps that have a part of a unit leave a pair of its sums, and how many they are.
   struct Parts {
     const float* from;
@@ -412,9 +436,9 @@ class Streamed {
   };
 
   __device__ Parts parts_of(const Item& item) const {
-    const int first = item.unit * chunks;
+    const int first = item.unit * unit_pieces;
     return {parts() + (item.unit * p.parts * num_tokens + item.token) * kRows + item.row,
-            divide(first + chunks - 1, p.pieces_magic) - divide(first, p.pieces_magic) + 1};
+            divide(first + unit_pieces - 1, p.pieces_magic) - divide(first, p.pieces_magic) + 1};
   }
 
   __device__ float2 total_of(const Parts& left) const {
@@ -434,8 +458,8 @@ class Streamed {
     return total;
   }
 
-  __device__ void add_up(int units, bool is_skipped, int slot, Item item, Parts left, float scale,
-                         uint32 residual) const {
+  __device__ void add_up(int units, bool is_skipped, int slot, Item item, Parts left, float scale) const {
+    uint32 residual = !has_residual() ? 0 : kTokens == 1 ? *first_residual() : *residual_at(item);
 #pragma unroll 1
     while (true) {
       float2 total = total_of(left);
@@ -456,7 +480,7 @@ class Streamed {
       if (item.unit >= units) return;
       left = parts_of(item);
       if (kTokens > 1) scale = scale_of(item.token);
-      if (p.end == kEndPlain && p.residual) residual = *residual_at(item);
+      if (has_residual()) residual = *residual_at(item);
     }
   }
 
@@ -469,7 +493,7 @@ class Streamed {
   }
 
   static __device__ char* shared() {
-    extern __shared__ __align__(16) char bytes[];
+    extern __shared__ __align__(kSectorBytes) char bytes[];
     return bytes;
   }
 
@@ -484,8 +508,8 @@ class Streamed {
   __device__ float* parts() const { return reinterpret_cast<float*>(shared() + p.parts_at); }
 
   const Int4StreamParams& p;
-  const int thread, lane, warp, num_tokens, chunks;
-  int next_chunk;  // and what this lane asks for of it
+  const int thread, lane, warp, num_tokens, chunks, unit_pieces;
+  int next_piece;  // and what this lane asks for of it
   const char* weight;
   const char* scales;
   const char* zeros;

@@ -208,7 +208,8 @@ StreamChoice stream_choice_of(const Int4Gemm& a, const Device& device) {
   if (!a.tile) return c;
   const StreamChoice chosen = c;
   if (a.warps_k) c.warps = std::min(a.warps_k, kStreamWarps);
-  if (a.stripes) c.stripes = a.stripes > 1 && s.n % (2 * kStripeRows) == 0 ? 2 : 1;
+  const bool has_chunks = s.tokens > 1 || num_chunks(s) % 2 == 0, has_stripes = s.n % (2 * kStripeRows) == 0;
+  if (a.stripes) c.stripes = has_stripes && (a.stripes > 1 || !has_chunks) ? 2 : 1;
   c.blocks = a.blocks ? a.blocks : device.sm_count;
   const int shared = most_shared(device);
   spread_pieces(s, shared, c);
@@ -235,7 +236,7 @@ int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmPara
   p.x = gemm.x, p.weight = gemm.weight, p.scales = gemm.scales, p.norm = gemm.norm;
   p.tokens = s.tokens, p.chunks = chunks, p.has_rows = gemm.rows != nullptr;
   p.block_units = units / c.blocks, p.more_units = units % c.blocks, p.warp_pieces = c.warp_pieces;
-  p.chunks_magic = magic(chunks), p.pieces_magic = magic(c.warp_pieces), p.tokens_magic = magic(s.tokens);
+  p.unit_magic = magic(unit_pieces(s, c)), p.pieces_magic = magic(c.warp_pieces), p.tokens_magic = magic(s.tokens);
   p.parts = c.parts;
   p.y = a.y, p.residual = a.residual, p.n = a.n, p.inverse_k = 1.f / s.k, p.norm_eps = a.norm_eps;
   const bool is_gated = a.swiglu && !a.bias && !a.residual && !a.rows && !a.float32_output;

@@ -45,6 +45,18 @@ constexpr int kStreamWarps = 16;  // of a block of the streaming path, at most
 constexpr int kBesideRows = 4;    // of a block of the streaming path, at most
 constexpr int kStreamStages = 3;  // of a warp's ring
 
+// Where copies of whole lines begin in shared memory: from another multiple of 16 they take a sixth longer.
+constexpr int kSectorBytes = 32;
+
+// Of a piece with as many stripes and chunks, of which each has `groups`: bytes of zero points of a row of a stripe, and
+// bytes of a stage of the ring, which are W, scales and zero points.
+constexpr int stream_zero_pairs(int chunks, int groups) { return chunks * groups > 2 ? chunks * groups / 2 : 1; }
+constexpr int stream_stage_bytes(int stripes, int chunks, int groups, bool has_zeros) {
+  const int zeros = has_zeros ? stripes * stream_zero_pairs(chunks, groups) * 8 : 0;
+  const int bytes = stripes * chunks * (512 + 16 * groups) + zeros;
+  return (bytes + kSectorBytes - 1) / kSectorBytes * kSectorBytes;
+}
+
 // What follows a product of the streaming path: at most a residual; swiglu and nothing else; or whatever `gemm` says.
 enum StreamEnd : unsigned char { kEndPlain, kEndGated, kEndAny };
 
@@ -55,7 +67,7 @@ struct Int4StreamParams {
   const void* weight;
   const void* scales;
   const void* norm;
-  unsigned chunks_magic;  // ceil(2^32 / divisor), 0 for 1; here and below
+  unsigned unit_magic;  // of a unit's pieces: ceil(2^32 / divisor), 0 for 1; here and below
   unsigned char tokens;
   StreamEnd end;
   unsigned short chunks;

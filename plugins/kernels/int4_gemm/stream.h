@@ -10,13 +10,13 @@ struct StreamChoice {
   int warps = kStreamWarps;
   int stripes = 1;  // of a unit
   int blocks = 1;
-  int warp_pieces = 1;  // chunks of units, of each warp at most
+  int warp_pieces = 1;  // of each warp, at most
   int parts = 1;        // warps that have pieces of the same unit, at most
 };
 
 // Bytes of shared memory, and where its parts lie behind the tokens.
 struct StreamShared {
-  int offsets, factors, squares, ring, parts, bytes;
+  int offsets, factors, squares, residual, ring, parts, bytes;
 };
 
 // For dividing by multiplication: (value * magic) >> 32 is value / divisor as long as value * divisor < 2^32. 0 for 1.
@@ -26,16 +26,20 @@ constexpr unsigned magic(int divisor) {
 
 constexpr int num_units(const Shape& s, const StreamChoice& c) { return s.n / (kStripeRows * c.stripes); }
 
+// A piece is a chunk of a unit; two, where for one token a unit is one stripe.
+constexpr int piece_chunks(const Shape& s, const StreamChoice& c) { return s.tokens == 1 ? 2 / c.stripes : 1; }
+constexpr int unit_pieces(const Shape& s, const StreamChoice& c) { return num_chunks(s) / piece_chunks(s, c); }
+
 constexpr StreamShared stream_shared(const Shape& s, const StreamChoice& c) {
   const int columns = s.tokens == 1 ? 1 : ceil_div(s.tokens, 8) * 8, chunks = num_chunks(s),
             groups = kChunkColumns / s.group_size;
-  const int zeros = s.has_zeros ? 8 * std::max(1, groups / 2) : 0;
-  const int stage = ceil_div(c.stripes * (512 + 16 * groups + zeros), 16) * 16;
+  const int stage = stream_stage_bytes(c.stripes, piece_chunks(s, c), groups, s.has_zeros);
   StreamShared at{};
   at.offsets = 2 * s.k * s.tokens;
   at.factors = at.offsets + 4 * columns * (s.k / s.group_size);
   at.squares = at.factors + (s.has_norm ? 4 * columns * chunks : 0);
-  at.ring = ceil_div(at.squares + (s.has_norm ? 4 * s.tokens * chunks : 0), 16) * 16;
+  at.residual = ceil_div(at.squares + (s.has_norm ? 4 * s.tokens * chunks : 0), kSectorBytes) * kSectorBytes;
+  at.ring = at.residual + (s.tokens == 1 ? 4 * 32 * c.warps : 0);
   at.parts = at.ring + c.warps * kStreamStages * stage;
   at.bytes = at.parts + ceil_div(num_units(s, c), c.blocks) * c.parts * s.tokens * c.stripes * kStripeRows * 4;
   return at;
@@ -43,20 +47,24 @@ constexpr StreamShared stream_shared(const Shape& s, const StreamChoice& c) {
 
 // Pieces for given warps, stripes and blocks; more blocks, one after the other, where the sums of one do not fit.
 inline void spread_pieces(const Shape& s, int shared, StreamChoice& c) {
-  const int units = num_units(s, c), chunks = num_chunks(s);
+  const int units = num_units(s, c), pieces = unit_pieces(s, c);
   c.blocks = std::min(c.blocks, units);
   while (true) {
-    c.warp_pieces = ceil_div(ceil_div(units, c.blocks) * chunks, c.warps);
-    c.parts = (chunks + c.warp_pieces - 2) / c.warp_pieces + 1;
+    c.warp_pieces = ceil_div(ceil_div(units, c.blocks) * pieces, c.warps);
+    c.parts = (pieces + c.warp_pieces - 2) / c.warp_pieces + 1;
     if (c.blocks == units || stream_shared(s, c).bytes <= shared) return;
     c.blocks = std::min(units, 2 * c.blocks);
   }
 }
 
-// Two stripes at a time halve the products; one at a time where there would not be a unit for each SM.
+// For one token two stripes at a time unless one at a time leaves the busiest SM less; for more, where the products of
+// two are half as many, unless there would not be a unit for each SM.
 inline StreamChoice choose_stream(const Shape& s, const Device& device) {
+  const int stripes = s.n / kStripeRows, pairs = stripes / 2;
+  const bool has_pairs = stripes % 2 == 0, has_chunk_pairs = num_chunks(s) % 2 == 0;
+  const bool is_even = ceil_div(stripes, device.sm_count) >= 2 * ceil_div(pairs, device.sm_count);
   StreamChoice c;
-  c.stripes = s.n % (2 * kStripeRows) == 0 && s.n / (2 * kStripeRows) >= device.sm_count ? 2 : 1;
+  c.stripes = !has_pairs ? 1 : s.tokens > 1 ? 1 + (pairs >= device.sm_count) : 1 + (is_even || !has_chunk_pairs);
   c.blocks = device.sm_count;
   spread_pieces(s, most_shared(device), c);
   return c;
@@ -66,6 +74,7 @@ inline StreamChoice choose_stream(const Shape& s, const Device& device) {
 // itself.
 inline bool streams(const Shape& s, const Device& device) {
   if (s.tokens > (s.has_norm ? kFewTokens : 1) || s.k % kChunkColumns || s.n % kStripeRows) return false;
+  if (s.tokens == 1 && s.n % (2 * kStripeRows) && num_chunks(s) % 2) return false;  // neither stripes nor chunks pair
   const int shared = most_shared(device);
   return stream_shared(s, choose_stream(s, device)).bytes <= shared;
 }
