@@ -60,8 +60,9 @@ int main(int, char** v) {
                         at.ring % 32 == 0 && at.ring < at.parts && at.parts % 16 == 0 && at.parts < at.bytes;
   const int most = ceil_div(num_units(s, c), c.blocks);
   const bool fits = most < 65536 && num_chunks(s) < 65536 && c.warp_pieces < 65536;
-  const bool is_covered = covers(most, unit_pieces(s, c), c) && covers(num_units(s, c) / c.blocks, unit_pieces(s, c), c) &&
-                          unit_pieces(s, c) * piece_chunks(s, c) == num_chunks(s);
+  const int pieces = unit_pieces(s, c);
+  const bool is_covered = covers(most, pieces, c) && covers(num_units(s, c) / c.blocks, pieces, c) &&
+                          pieces * piece_chunks(s, c) == num_chunks(s);
   std::printf("1 %d %d %d %d %d\\n", c.warps, c.stripes, c.blocks, at.bytes, in_order && fits && is_covered);
 }
 """

@@ -68,7 +68,8 @@ class Many {
   static constexpr int kAhead = 2;  // n8 tiles of tokens whose products alternate; as many more are under way
   static constexpr int kRing = 2 * kAhead;
   static constexpr int kOutStride = kN + 4;  // floats; 4 spread a warp's stores over all banks
-  static_assert(kStageBytes % kSectorBytes == 0 && kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
+  static_assert(kStageBytes % kSectorBytes == 0, "copies begin there");
+  static_assert(kM * kOutStride * 4 <= kStages * kStageBytes, "the output is staged there");
 
  public:
   __device__ explicit Many(const Int4GemmParams& params)

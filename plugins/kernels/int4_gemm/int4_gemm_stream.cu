@@ -2,9 +2,9 @@
 // OrinInt4Gemm for one token, or for up to 16 with a norm in front: W passes by once, at the speed of memory.
 //
 // A unit is one or two stripes of W (8 or 16 rows); a block takes every gridDim.x-th. A piece is a chunk of 128 columns
-// of it; for one token, where a unit is one stripe, two chunks: rows 8 to 15 of the m16 operand are then the second one,
-// which meets its own part of the token in the odd columns of the n8 operand. The pieces of all units of a block lie in
-// one row, of which each warp takes an equal part, whatever the shape:
+// of it; for one token, where a unit is one stripe, two chunks: rows 8 to 15 of the m16 operand are then the second
+// one, which meets its own part of the token in the odd columns of the n8 operand. The pieces of all units of a block
+// lie in one row, of which each warp takes an equal part, whatever the shape:
 //
 //   units of the block   |     0     |     1     |     2     |   a warp keeps the sums of a unit in registers and
 //   leaves chunks               |0 1 2 3 4 5|0 1 2 3 4 5|0 1 2 3 4 5|   them in shared memory where the unit, or its
