@@ -263,9 +263,7 @@ class Streamed {
     }
   }
 
-  __device__ int token_of(int vector) const {
-    return kTokens == 1 ? 0 : divide(vector / kChunkVectors, p.unit_magic);
-  }
+  __device__ int token_of(int vector) const { return kTokens == 1 ? 0 : divide(vector / kChunkVectors, p.unit_magic); }
 
   // To shared memory, with what the products need of each chunk.
   __device__ void prepare_tokens(int first, int vectors) {
@@ -325,8 +323,8 @@ class Streamed {
     return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
   }
 
-  // The products of a piece that begins with `chunk`: lane (g, t) has row g of each half, tokens 2t and 2t + 1, or, where
-  // halves are chunks, the products of both with the token's part of the first one, and of the second one.
+  // The products of a piece that begins with `chunk`: lane (g, t) has row g of each half, tokens 2t and 2t + 1, or,
+  // where halves are chunks, the products of both with the token's part of the first one, and of the second one.
   __device__ void multiply(const char* stage, int chunk, Sums& sums) const {
     uint4 w[kHalves];
     float scale[kHalves][kGroups], zero[kHalves][kGroups];

@@ -48,8 +48,8 @@ constexpr int kStreamStages = 3;  // of a warp's ring
 // Where copies of whole lines begin in shared memory: from another multiple of 16 they take a sixth longer.
 constexpr int kSectorBytes = 32;
 
-// Of a piece with as many stripes and chunks, of which each has `groups`: bytes of zero points of a row of a stripe, and
-// bytes of a stage of the ring, which are W, scales and zero points.
+// Of a piece with as many stripes and chunks, of which each has `groups`: bytes of zero points of a row of a stripe,
+// and bytes of a stage of the ring, which are W, scales and zero points.
 constexpr int stream_zero_pairs(int chunks, int groups) { return chunks * groups > 2 ? chunks * groups / 2 : 1; }
 constexpr int stream_stage_bytes(int stripes, int chunks, int groups, bool has_zeros) {
   const int zeros = has_zeros ? stripes * stream_zero_pairs(chunks, groups) * 8 : 0;
