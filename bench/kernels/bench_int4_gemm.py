@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ WEIGHTS = 1 << 30
 """Bytes of weights that chains walk through."""
 CHAIN_BYTES = 400_000_000
 GROUP = 128
+COOLING_S = 10
+"""Seconds after products at the matrix rate until the clock is back."""
 MAX_TOKENS, MAX_WIDTH, MAX_LOGITS = 2048, 28672, 16 * 248320
 FEW = ((7168, 1024, True), (1024, 3584, False), (8192, 1024, True), (1024, 2048, False), (248320, 1024, True))
 """N, K, with a norm in front; without one a residual follows."""
@@ -207,6 +210,7 @@ def main() -> None:
     rate = bench.mma_rate()
     ceilings = measure.ceilings(stream) | {"mma_sync_tflop_per_s": rate / 1e12}
     print(ceilings)
+    time.sleep(COOLING_S)
     rows += shown(measure_many(bench, rate))
     if args.out:
         measure.write(args.out, {"ceilings": ceilings, "clock_after_few_tokens": clock, "rows": rows})
