@@ -65,6 +65,10 @@ struct Channel {
   }
 };
 
+__device__ __forceinline__ void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
+}
+
 __device__ __forceinline__ float4 operator*(float a, float4 b) { return {a * b.x, a * b.y, a * b.z, a * b.w}; }
 __device__ __forceinline__ float4 fma(float a, float4 b, float4 c) {
   return {a * b.x + c.x, a * b.y + c.y, a * b.z + c.z, a * b.w + c.w};
@@ -133,6 +137,15 @@ __device__ void step(const GatedDeltaParams& p) {
   const int repeat = gridDim.x / splits, split = blockIdx.x % splits, column0 = split * C;
   const int key_head = blockIdx.y, head = key_head * repeat + blockIdx.x / splits, b = blockIdx.z;
   const int num_channels = conv_heads(p) * D, row_halves = num_channels + p.value_heads * D;
+
+  // A step of one sequence is most often of slot 0: its state is on its way to L2 while lengths and slot are read. Any
+  // other slot finds its own in memory.
+  if (p.sequences == 1) {
+    constexpr int row_lines = C / 32;
+    const float* rec = p.rec + size_t(head) * D * D + column0;
+#pragma unroll
+    for (int i = thread; i < D * row_lines; i += 2 * D) prefetch_line(rec + i / row_lines * D + i % row_lines * 32);
+  }
 
   const float a_log = p.a_log[head], dt_bias = p.dt_bias[head];
   Semaphore* semaphores = p.semaphores + b * p.value_heads;
