@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
@@ -146,18 +147,19 @@ def test_a_build_that_is_killed_at_any_event_is_finished_by_the_next(
 def test_a_build_that_is_killed_at_any_moment_is_finished_by_the_next(
     undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """One moment of each tenth of the time that a build takes, drawn anew in each run."""
     start = time.monotonic()
     finish(desk(tmp_path / "whole"))
     whole = time.monotonic() - start
-    for moment in range(MOMENTS):
-        folder = desk(tmp_path / str(moment))
+    for part in range(MOMENTS):
+        folder, seconds = desk(tmp_path / str(part)), whole * random.uniform(part, part + 1) / MOMENTS
         with started(folder) as child:
-            time.sleep(whole * moment / MOMENTS)
+            time.sleep(seconds)
             child.kill()
-        assert content(folder / "out") in ({}, undisturbed)
+        assert content(folder / "out") in ({}, undisturbed), seconds
         finish(folder)
-        assert content(folder / "out") == undisturbed
-        assert is_tidy(folder)
+        assert content(folder / "out") == undisturbed, seconds
+        assert is_tidy(folder), seconds
 
 
 def test_ctrl_c_ends_a_build_and_the_next_goes_on(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
