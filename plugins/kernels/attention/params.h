@@ -2,11 +2,7 @@
 // What host and device share of OrinAttention: the parameters, and the tiles with the shared memory they need.
 #pragma once
 
-#ifdef __CUDACC__
-#define ORIN_BOTH_SIDES __host__ __device__
-#else
-#define ORIN_BOTH_SIDES
-#endif
+#include "common/both_sides.h"
 
 namespace orin {
 

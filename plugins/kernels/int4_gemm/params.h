@@ -2,6 +2,8 @@
 // What the launcher and the device code of OrinInt4Gemm share. Plain C++: both compilers read it.
 #pragma once
 
+#include "common/both_sides.h"
+
 namespace orin {
 
 constexpr int kStripeRows = 8;      // rows of W that the kernel layout interleaves
@@ -50,8 +52,10 @@ constexpr int kSectorBytes = 32;
 
 // Of a piece with as many stripes and chunks, of which each has `groups`: bytes of zero points of a row of a stripe,
 // and bytes of a stage of the ring, which are W, scales and zero points.
-constexpr int stream_zero_pairs(int chunks, int groups) { return chunks * groups > 2 ? chunks * groups / 2 : 1; }
-constexpr int stream_stage_bytes(int stripes, int chunks, int groups, bool has_zeros) {
+ORIN_BOTH_SIDES constexpr int stream_zero_pairs(int chunks, int groups) {
+  return chunks * groups > 2 ? chunks * groups / 2 : 1;
+}
+ORIN_BOTH_SIDES constexpr int stream_stage_bytes(int stripes, int chunks, int groups, bool has_zeros) {
   const int zeros = has_zeros ? stripes * stream_zero_pairs(chunks, groups) * 8 : 0;
   const int bytes = stripes * chunks * (512 + 16 * groups) + zeros;
   return (bytes + kSectorBytes - 1) / kSectorBytes * kSectorBytes;
