@@ -139,8 +139,8 @@ __device__ void step(const GatedDeltaParams& p) {
   const int num_channels = conv_heads(p) * D, row_halves = num_channels + p.value_heads * D;
 
   // A step of one sequence is most often of slot 0: its state is on its way to L2 while lengths and slot are read. Any
-  // other slot finds its own in memory.
-  if (p.sequences == 1) {
+  // other slot finds its own in memory. A block that has all columns has no registers left for it.
+  if (C < D && p.sequences == 1) {
     constexpr int row_lines = C / 32;
     const float* rec = p.rec + size_t(head) * D * D + column0;
 #pragma unroll

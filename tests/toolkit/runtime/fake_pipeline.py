@@ -63,7 +63,8 @@ class FakePipeline:
         self._rows[slot] = DeviceRow(seat, History.of(seat.prompt))
 
     def constrain(self, slot: int, mask: NDArray[np.uint32]) -> None:
-        assert not self._flight, "a mask must not change under a step in flight"
+        chosen_for = {chosen.slot for step in self._flight for chosen in step}
+        assert slot not in chosen_for, "a mask must not change under a step in flight that chooses from it"
         self._rows[slot].mask = mask
 
     def leave(self, slot: int) -> None:

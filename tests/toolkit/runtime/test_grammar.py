@@ -49,6 +49,17 @@ def test_an_answer_is_of_its_grammar(seed: int, run_ahead: int | None) -> None:
     assert tokens_of(events, free) == tokens_of(run_alone(), 1)
 
 
+def test_a_grammar_may_come_while_steps_of_others_are_in_flight() -> None:
+    served = scheduler(capacity=256, run_ahead=2)
+    free = served.submit(Request((7, 7), Sampling(logit_bias={EOS: -100.0}), max_tokens=200))
+    events = [event for _ in range(5) for event in served.step()]
+    grammar = Grammar("regex", "(red|green)-[0-9]{3}")
+    number = served.submit(Request((1, 2, 3), Sampling(temperature=1.0, seed=3), grammar=grammar))
+    events += run(served)
+    assert re.fullmatch(grammar.text, text_of([event for event in events if event.request == number]))
+    assert len(tokens_of(events, free)) == 200
+
+
 def test_a_schema_gives_json_that_fits_it() -> None:
     served = scheduler(capacity=256)
     number = served.submit(Request((3, 2), Sampling(temperature=1.0, seed=1), grammar=Grammar("json_schema", SCHEMA)))

@@ -185,7 +185,8 @@ class Pipeline(Protocol):
         """Prepare a slot for a sequence. Raises EngineError."""
 
     def constrain(self, slot: int, mask: NDArray[np.uint32]) -> None:
-        """Tokens that the sequence's next step may choose: bit id % 32 of word id / 32, uint32 [ceil(V/32)]."""
+        """Tokens that the sequence's next step may choose: bit id % 32 of word id / 32, uint32 [ceil(V/32)]. No step in
+        flight may choose for the slot."""
 
     def leave(self, slot: int) -> None:
         """Choose no more tokens for a slot; steps already in flight may still do so."""
