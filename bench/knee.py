@@ -4,57 +4,33 @@
     python bench/knee.py BUNDLE [--seconds 1800] [--out bench/results/knee.json]
 
 The knee is the highest rate at which less than 1 % of the requests are refused: the first of some shares of the rate
-of a closed loop, from the largest on, that holds this for half of --seconds. The machine should have nothing else to
-do.
+of a closed loop of as many clients as there are slots, from the largest on, that holds this for half of --seconds. The
+machine should have nothing else to do.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import platform
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-RUN = (sys.executable, "-c", "from orinkit.cli import main; main()")
+from served import RUN, Served
+
+from orinkit.bundle.manifest import decode
+
 TRIED = (0.95, 0.9, 0.85, 0.8, 0.75)
 SHARES = (0.5, 0.8, 1.0, 1.5)
 
 
-class Server:
-    """A daemon of its own for the loads."""
-
-    def __init__(self, bundle: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        # Without keys all requests are one client's, who may otherwise wait with fewer than the queue holds.
-        command = (*RUN, "serve", str(bundle), "--port", str(self.port), "--client-limit", "1000")
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while self.get("/readyz")[0] != 200:
-            if self.process.poll() is not None:
-                raise SystemExit(f"expected a server, found exit status {self.process.returncode}; start it by hand")
-            time.sleep(0.1)
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body; 0 where nothing listens."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        except OSError:
-            return 0, ""
-        finally:
-            connection.close()
+class Server(Served):
+    """A daemon that is loaded from outside."""
 
     def load(self, *flags: str) -> dict[str, Any]:
         """What `orin-run load` found, with the load of the machine before."""
@@ -82,11 +58,6 @@ class Server:
             ],
         }
 
-    def close(self) -> int:
-        """Drain it. Returns its exit status."""
-        self.process.terminate()
-        return self.process.wait(60)
-
 
 def open_loop(server: Server, rate: float, seconds: float, seed: int) -> dict[str, Any]:
     """Requests of a Poisson process of `rate` per second; latencies count from when they were due."""
@@ -98,18 +69,26 @@ def open_loop(server: Server, rate: float, seconds: float, seed: int) -> dict[st
     return found
 
 
-def measure(server: Server, seconds: float) -> dict[str, Any]:
-    """All figures; prints them as they come."""
-    server.load("--requests", "60", "--concurrency", "8")
-    closed = server.load("--requests", "600", "--concurrency", "8", "--warmup", "16")
-    record: dict[str, Any] = {"seconds": seconds, "left_before": server.left(), "closed_8": closed, "tried": {}}
-    print("closed loop", round(closed["requests_per_s"], 3), "requests/s", flush=True)
+def find_knee(server: Server, per_s: float, seconds: float, tried: dict[float, Any]) -> float:
+    """Requests per second at the knee; `per_s` is the rate of the closed loop, `tried` gets what each share gave."""
     for share in TRIED:
-        record["tried"][share] = found = open_loop(server, share * closed["requests_per_s"], seconds / 2, 7)
+        tried[share] = found = open_loop(server, share * per_s, seconds / 2, 7)
         print("share", share, "refused", round(found["refused_share"], 4), flush=True)
         if found["refused_share"] < 0.01:
-            break
-    record["knee_per_s"] = knee = share * closed["requests_per_s"]
+            return share * per_s
+    raise SystemExit(
+        f"expected less than 1 % refused at {TRIED[-1]} of the closed loop, found more; try a quiet machine"
+    )
+
+
+def measure(server: Server, slots: int, seconds: float) -> dict[str, Any]:
+    """All figures; prints them as they come."""
+    clients = ("--concurrency", str(slots))
+    server.load("--requests", "60", *clients)
+    closed = server.load("--requests", "600", *clients, "--warmup", "16")
+    record: dict[str, Any] = {"seconds": seconds, "left_before": server.left(), "closed": closed, "tried": {}}
+    print("closed loop", round(closed["requests_per_s"], 3), "requests/s", flush=True)
+    record["knee_per_s"] = knee = find_knee(server, closed["requests_per_s"], seconds, record["tried"])
     for part in SHARES:
         record[f"open_{part}"] = found = open_loop(server, part * knee, seconds, round(10 * part))
         print("part", part, "refused", round(found["refused_share"], 4), "errors", found["errors"], flush=True)
@@ -129,9 +108,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1800, help="of each share")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    slots = decode((asked.bundle / "manifest.json").read_bytes()).recipe.shapes.slots
     server = Server(asked.bundle)
     try:
-        record = measure(server, asked.seconds)
+        record = measure(server, slots, asked.seconds)
     finally:
         status = server.close()
     record |= {

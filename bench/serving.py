@@ -12,19 +12,18 @@ full queue     time until the answer 429
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import platform
 import selectors
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from served import Served
 
 from orinkit.bundle import Bundle
 from orinkit.ops import VERSIONS
@@ -66,39 +65,13 @@ class Bare:
         return len(prompts) * ANSWER / (time.perf_counter() - begin)
 
 
-class Daemon:
+class Daemon(Served):
     """The same through HTTP; the client is a bare socket, to measure the server and not the client."""
 
     def __init__(self, bundle: Path, model: str, eos: tuple[int, ...]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [
-            sys.executable,
-            "-c",
-            "from orinkit.cli import main; main()",
-            "serve",
-            str(bundle),
-            "--port",
-            str(self.port),
-            "--client-limit",
-            "99",
-        ]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        super().__init__(bundle)
         self.fields = {"model": model, "stream": True, "temperature": 0, "max_tokens": ANSWER}
         self.fields["logit_bias"] = {str(token): -100 for token in eos}
-        while self.get("/readyz") != 200:
-            time.sleep(0.05)
-
-    def get(self, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        except OSError:
-            return 0
-        finally:
-            connection.close()
 
     def send(self, prompt: list[int]) -> socket.socket:
         body = json.dumps({**self.fields, "prompt": prompt}).encode()
@@ -189,8 +162,7 @@ def main() -> None:
             "full_queue_s": {"max": max(daemon.full(slots), default=0.0)},
         }
     finally:
-        daemon.process.terminate()
-        daemon.process.wait()
+        daemon.close()
     machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     report = {**machine, "load_average": load, "slots": slots, "rounds": given.rounds, **found}
     text = json.dumps(report, indent=1)

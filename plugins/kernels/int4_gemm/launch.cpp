@@ -208,8 +208,8 @@ StreamChoice stream_choice_of(const Int4Gemm& a, const Device& device) {
   if (!a.tile) return c;
   const StreamChoice chosen = c;
   if (a.warps_k) c.warps = std::min(a.warps_k, kStreamWarps);
-  const bool has_chunks = s.tokens > 1 || num_chunks(s) % 2 == 0, has_stripes = s.n % (2 * kStripeRows) == 0;
-  if (a.stripes) c.stripes = has_stripes && (a.stripes > 1 || !has_chunks) ? 2 : 1;
+  const int wish = a.stripes > 1 ? 2 : 1;
+  if (a.stripes && has_units(s, wish)) c.stripes = wish;
   c.blocks = a.blocks ? a.blocks : device.sm_count;
   const int shared = most_shared(device);
   spread_pieces(s, shared, c);

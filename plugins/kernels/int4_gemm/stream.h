@@ -16,7 +16,7 @@ struct StreamChoice {
 
 // Bytes of shared memory, and where its parts lie behind the tokens.
 struct StreamShared {
-  int offsets, factors, squares, residual, ring, parts, bytes;
+  int offsets, factors, squares, ring, parts, bytes;
 };
 
 // For dividing by multiplication: (value * magic) >> 32 is value / divisor as long as value * divisor < 2^32. 0 for 1.
@@ -30,6 +30,11 @@ constexpr int num_units(const Shape& s, const StreamChoice& c) { return s.n / (k
 constexpr int piece_chunks(const Shape& s, const StreamChoice& c) { return s.tokens == 1 ? 2 / c.stripes : 1; }
 constexpr int unit_pieces(const Shape& s, const StreamChoice& c) { return num_chunks(s) / piece_chunks(s, c); }
 
+// Whether all of W is units of so many stripes, whose pieces are whole.
+constexpr bool has_units(const Shape& s, int stripes) {
+  return s.n % (stripes * kStripeRows) == 0 && (stripes == 2 || s.tokens > 1 || num_chunks(s) % 2 == 0);
+}
+
 constexpr StreamShared stream_shared(const Shape& s, const StreamChoice& c) {
   const int columns = s.tokens == 1 ? 1 : ceil_div(s.tokens, 8) * 8, chunks = num_chunks(s),
             groups = kChunkColumns / s.group_size;
@@ -38,8 +43,8 @@ constexpr StreamShared stream_shared(const Shape& s, const StreamChoice& c) {
   at.offsets = 2 * s.k * s.tokens;
   at.factors = at.offsets + 4 * columns * (s.k / s.group_size);
   at.squares = at.factors + (s.has_norm ? 4 * columns * chunks : 0);
-  at.residual = ceil_div(at.squares + (s.has_norm ? 4 * s.tokens * chunks : 0), kSectorBytes) * kSectorBytes;
-  at.ring = at.residual + (s.tokens == 1 ? 4 * 32 * c.warps : 0);
+  const int residual = s.tokens == 1 ? 4 * 32 * c.warps : 0;  // a word of each thread, in front of the ring
+  at.ring = ceil_div(at.squares + (s.has_norm ? 4 * s.tokens * chunks : 0), kSectorBytes) * kSectorBytes + residual;
   at.parts = at.ring + c.warps * kStreamStages * stage;
   at.bytes = at.parts + ceil_div(num_units(s, c), c.blocks) * c.parts * s.tokens * c.stripes * kStripeRows * 4;
   return at;
@@ -61,10 +66,10 @@ inline void spread_pieces(const Shape& s, int shared, StreamChoice& c) {
 // two are half as many, unless there would not be a unit for each SM.
 inline StreamChoice choose_stream(const Shape& s, const Device& device) {
   const int stripes = s.n / kStripeRows, pairs = stripes / 2;
-  const bool has_pairs = stripes % 2 == 0, has_chunk_pairs = num_chunks(s) % 2 == 0;
   const bool is_even = ceil_div(stripes, device.sm_count) >= 2 * ceil_div(pairs, device.sm_count);
+  const bool prefers_pairs = s.tokens == 1 ? is_even : pairs >= device.sm_count;
   StreamChoice c;
-  c.stripes = !has_pairs ? 1 : s.tokens > 1 ? 1 + (pairs >= device.sm_count) : 1 + (is_even || !has_chunk_pairs);
+  c.stripes = has_units(s, 2) && (prefers_pairs || !has_units(s, 1)) ? 2 : 1;
   c.blocks = device.sm_count;
   spread_pieces(s, most_shared(device), c);
   return c;
@@ -73,8 +78,8 @@ inline StreamChoice choose_stream(const Shape& s, const Device& device) {
 // One token, or a few whose norm is then computed once for a block; more of them are better read by each warp for
 // itself.
 inline bool streams(const Shape& s, const Device& device) {
-  if (s.tokens > (s.has_norm ? kFewTokens : 1) || s.k % kChunkColumns || s.n % kStripeRows) return false;
-  if (s.tokens == 1 && s.n % (2 * kStripeRows) && num_chunks(s) % 2) return false;  // neither stripes nor chunks pair
+  if (s.tokens > (s.has_norm ? kFewTokens : 1) || s.k % kChunkColumns) return false;
+  if (!has_units(s, 1) && !has_units(s, 2)) return false;
   const int shared = most_shared(device);
   return stream_shared(s, choose_stream(s, device)).bytes <= shared;
 }
