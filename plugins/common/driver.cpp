@@ -18,6 +18,24 @@ extern const int num_cubins;
 
 namespace {
 
+// CUlaunchAttribute and CUlaunchConfig.
+struct LaunchAttribute {
+  int id;
+  int pad;
+  union {
+    int allowed;
+    char bytes[64];
+  };
+};
+
+struct LaunchConfig {
+  Dim3 grid, block;
+  unsigned shared;
+  Stream stream;
+  LaunchAttribute* attributes;
+  unsigned num_attributes;
+};
+
 // The few driver functions in use, under the names that cuda.h maps them to.
 struct Driver {
   int (*init)(unsigned);
@@ -28,13 +46,14 @@ struct Driver {
   int (*get_function)(void**, void*, const char*);
   int (*set_attribute)(void*, int, int);
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**);
+  int (*launch_with)(const LaunchConfig*, void*, void**, void**);  // null before CUDA 11.8
   int (*memset32)(uint64_t, unsigned, size_t, Stream);
   int (*copy)(uint64_t, uint64_t, size_t, Stream);
   int (*error_name)(int, const char**);
   int (*error_string)(int, const char**);
 };
 
-// CUdevice_attribute and CUfunction_attribute values that this file reads and sets.
+// CUdevice_attribute, CUfunction_attribute and CUlaunchAttributeID values that this file reads and sets.
 enum : int {
   kMultiprocessorCount = 16,
   kL2CacheSize = 38,
@@ -42,7 +61,10 @@ enum : int {
   kMinor = 76,
   kMaxSharedPerBlockOptin = 97,
   kMaxDynamicSharedSize = 8,
+  kProgrammaticSerialization = 6,
 };
+
+constexpr int kFirstEarly = 90;  // the first architecture whose kernels can start early
 
 Driver driver;
 Device facts;
@@ -58,6 +80,7 @@ bool find(void* library, const char* name, Function& function) {
 
 bool open_driver() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW);
+  if (library) find(library, "cuLaunchKernelEx", driver.launch_with);
   return library && find(library, "cuInit", driver.init) && find(library, "cuCtxGetCurrent", driver.get_current) &&
          find(library, "cuCtxGetDevice", driver.get_device) &&
          find(library, "cuDeviceGetAttribute", driver.get_attribute) &&
@@ -98,8 +121,8 @@ int bad_argument(const char* format, ...) {
   return kBadArgument;
 }
 
-Kernel::Kernel(const char* module, const char* function, int max_shared)
-    : module_(module), function_(function), max_shared_(max_shared), next_(first) {
+Kernel::Kernel(const char* module, const char* function, int max_shared, Start start)
+    : module_(module), function_(function), max_shared_(max_shared), start_(start), next_(first) {
   first = this;
 }
 
@@ -112,6 +135,11 @@ int Kernel::resolve(void* module) {
 
 int Kernel::enqueue(Dim3 grid, Dim3 block, unsigned shared, Stream stream, void** arguments) const {
   if (!is_ready) return kNotInitialised;
+  if (start_ == Start::kEarly && facts.arch >= kFirstEarly && driver.launch_with) {
+    LaunchAttribute early{kProgrammaticSerialization, 0, {1}};
+    const LaunchConfig config{grid, block, shared, stream, &early, 1};
+    return driver.launch_with(&config, handle_, arguments, nullptr);
+  }
   return driver.launch(handle_, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, stream, arguments, nullptr);
 }
 

@@ -30,12 +30,16 @@ struct Device {
 
 const Device& device();
 
+// When a kernel may start: behind the one in front of it, or, where the GPU can, while that still runs. All wait for it
+// before they need it (common/dependent.cuh); what would not use the time had better not take the place of others.
+enum class Start { kInTurn, kEarly };
+
 // One __global__ function. Objects are static; orin_init resolves them all, so that nothing loads under capture.
 class Kernel {
  public:
   // `max_shared` bytes of dynamic shared memory are allowed at launch, or as many as the GPU has; 0 = the default 48
   // KiB.
-  Kernel(const char* module, const char* function, int max_shared = 0);
+  Kernel(const char* module, const char* function, int max_shared = 0, Start start = Start::kInTurn);
 
   // Enqueue with one parameter passed by value. Never synchronises, never allocates.
   template <typename Params>
@@ -54,6 +58,7 @@ class Kernel {
   const char* module_;
   const char* function_;
   int max_shared_;
+  Start start_;
   void* handle_ = nullptr;
   Kernel* next_;
 };

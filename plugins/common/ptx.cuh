@@ -4,6 +4,8 @@
 
 #include <cuda_fp16.h>
 
+#include "common/dependent.cuh"
+
 namespace orin {
 
 using uint32 = unsigned int;

@@ -93,8 +93,7 @@ template <int D>
 __device__ __forceinline__ Eight load_qkv(const AttentionParams& p, int token, int head, int chunk) {
   const size_t width = size_t(p.heads * (1 + p.gate) + 2 * p.kv_heads) * D;
   const half* from = static_cast<const half*>(p.qkv) + token * width + head * D + 8 * chunk;
-  const uint4 raw = __ldg(reinterpret_cast<const uint4*>(from));
-  return *reinterpret_cast<const Eight*>(&raw);
+  return *reinterpret_cast<const Eight*>(from);
 }
 
 __device__ __forceinline__ void unpack(const Eight& from, float (&x)[8]) {

@@ -490,14 +490,24 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
   const int b = blockIdx.z, h = is_whole ? blockIdx.y : blockIdx.y / p.row_tiles;
   const int first_row = is_whole ? 0 : (blockIdx.y - h * p.row_tiles) * kRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (!p.is_settled) wait_for_previous();
   const Sequence s = read_part(p, b);
   const int end_of_all = p.cu_seqlens[p.sequences];
-  if (blockIdx.x == 0 && first_row == 0) write_zeros<D>(p, s, b, h, end_of_all);
+  const auto zero_padding = [&] {
+    if (blockIdx.x == 0 && first_row == 0) write_zeros<D>(p, s, b, h, end_of_all);
+  };
   const int rows = min(kRows, s.tokens * p.group - first_row);
-  if (!s.is_live || rows <= 0) return;
+  if (!s.is_live || rows <= 0) {
+    begin_in_turn();
+    zero_padding();
+    return;
+  }
   const int first_token = token_of(p, first_row), last_token = token_of(p, first_row + rows - 1);
   const Share share = share_of<D>(p, s, first_token, blockIdx.x, gridDim.x);
-  if (int(blockIdx.x) >= share.active) return;
+  if (int(blockIdx.x) >= share.active) {
+    begin_in_turn();
+    return;
+  }
 
   char* ring = shared + warp * kRing;
   half* const unpacked = reinterpret_cast<half*>(ring + kStages * 2 * kHalfStage);  // int8: K, then V
@@ -519,13 +529,18 @@ __device__ __forceinline__ void decode(const AttentionParams& p) {
     cp_async_commit();
   };
 
-  // The first rows are on their way before the rings fill the queue to memory.
+  // The first rows are on their way before the rings fill the queue to memory; who starts early has time for the rings
+  // before there are rows.
   const int count = rows + (share.has_new ? 2 * s.tokens : 0);
   const Rows<D, kRows, kInt8> made{p, s, h, first_row, rows, count, queries, new_keys, new_values};
   RowTask task = made.task(made.group);
-  RowInput in = load_row<D>(p, s, task, made.chunk);
+  RowInput in;
+  if (!kStartsEarly) in = load_row<D>(p, s, task, made.chunk);
 #pragma unroll
   for (int i = 0; i < kStages; ++i) fetch_half(i, false), fetch_half(i, true);
+  begin_in_turn();
+  if (kStartsEarly) in = load_row<D>(p, s, task, made.chunk);
+  zero_padding();
   made.clear_queries();
   made.clear_values();
 #pragma unroll 1

@@ -35,6 +35,7 @@ __device__ __forceinline__ int sequence_of(const AttentionParams& p, int token) 
 // One block per token: its keys and values to the cache, or zeros to y if it is padding.
 template <int D, bool kInt8>
 __device__ __forceinline__ void append(const AttentionParams& p) {
+  begin_in_turn();
   using Group = RowGroup<D>;
   const int token = blockIdx.x, b = sequence_of(p, token);
   const Sequence s = b < p.sequences ? read_sequence(p, b) : Sequence{};
@@ -294,6 +295,7 @@ __device__ __forceinline__ void write_output(const AttentionParams& p, const Wor
 // Grid: KV heads * tiles that the step may have.
 template <int D, int kWarps, int kKeys, bool kInt8>
 __device__ __forceinline__ void prefill(const AttentionParams& p) {
+  begin_in_turn();
   using T = Tile<D, kWarps, kKeys>;
   extern __shared__ __align__(128) char shared[];
   // Registers are short: what a tile of keys needs only once waits in shared memory.

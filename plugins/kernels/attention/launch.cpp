@@ -11,8 +11,9 @@ namespace {
 constexpr int kDims[] = {64, 96, 128, 256};
 constexpr float kLog2E = 1.4426950408889634f;
 
-#define ORIN_DECODE(D, TILES, CACHE, INT8) \
-  {"attention_decode", "attention_decode_" #D "_" #TILES "_" #CACHE, decode_shared_bytes(D, 8 * TILES, INT8)}
+#define ORIN_DECODE(D, TILES, CACHE, INT8)                                                                    \
+  {"attention_decode", "attention_decode_" #D "_" #TILES "_" #CACHE, decode_shared_bytes(D, 8 * TILES, INT8), \
+   Start::kEarly}
 #define ORIN_PREFILL(D, WARPS, KEYS, CACHE, INT8)                                \
   {"attention_prefill", "attention_prefill_" #D "_" #WARPS "_" #KEYS "_" #CACHE, \
    prefill_shared_bytes(D, WARPS, KEYS, INT8)}
@@ -99,7 +100,7 @@ AttentionParams params_of(const Attention& a, const AttentionChoice& c) {
   p.group_factor = p.group == 1 ? 0 : unsigned(((uint64_t(1) << 32) + p.group - 1) / p.group);
   p.capacity = a.capacity, p.half_rotary = a.rotary_dim / 2;
   p.window = a.window, p.gate = a.gate, p.row_tiles = c.row_tiles, p.descending = c.descending;
-  p.norm_eps = a.norm_eps;
+  p.is_settled = a.settled, p.norm_eps = a.norm_eps;
   p.score_scale = kLog2E * (a.softcap > 0.f ? a.softcap : a.scale);
   p.softcap_scale = a.softcap > 0.f ? a.scale / a.softcap : 0.f;
   return p;
@@ -139,6 +140,7 @@ ORIN_API int orin_attention(const orin::Attention* a, orin::Stream stream) {
     int status = kOk;
     for (; params.first_token < kDecodeMaxStep * c.launches && !status; params.first_token += kDecodeMaxStep) {
       status = attend.launch(grid, {32 * kDecodeWarps}, c.shared_bytes, stream, params);
+      params.is_settled = 0;  // the next one reads what this one appends
     }
     return status;
   }

@@ -10,6 +10,8 @@
 // workspace             orin_attention_workspace() bytes, any contents.
 // counters              orin_attention_counters() bytes that the caller sets to zero once; launches leave them zero.
 //                       Launches that may overlap need counters of their own.
+// settled               1: cache, lengths and slots were complete before the launch in front of this one began, so that
+//                       a kernel which starts early may read them while that one runs (common/dependent.cuh).
 #pragma once
 
 #include "common/abi.h"
@@ -18,7 +20,7 @@
   P(qkv)                                                                                                        \
   P(kv) P(kv_scale) P(cu_seqlens) P(past_lens) P(slots) P(q_norm) P(k_norm) P(cos) P(sin) P(y) P(workspace)     \
       P(counters) I(tokens) I(sequences) I(max_step) I(max_length) I(capacity) I(heads) I(kv_heads) I(head_dim) \
-          I(rotary_dim) I(window) I(gate) F(scale) F(softcap) F(norm_eps)
+          I(rotary_dim) I(window) I(gate) I(settled) F(scale) F(softcap) F(norm_eps)
 
 ORIN_ABI(Attention, attention, ORIN_ATTENTION_FIELDS)
 

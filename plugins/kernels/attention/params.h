@@ -33,6 +33,7 @@ struct AttentionParams {
   int window;       // 0 = all
   int gate;
   int row_tiles;    // decode: tiles of rows of one sequence and KV head
+  int is_settled;   // decode: cache, lengths and slots were complete before the launch in front of this one began
   int first_token;  // decode: of each sequence, this launch computes up to kDecodeMaxStep tokens from this one on
   int descending;   // prefill: so many blocks take the tiles from the last to the first, the rest from the first on
   float norm_eps;

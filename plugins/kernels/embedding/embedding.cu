@@ -66,6 +66,7 @@ __device__ Eight read_eight(const EmbeddingParams& p, int id, int column) {
 
 template <TableFormat format>
 __device__ void embed(const EmbeddingParams& p) {
+  begin_in_turn();
   const int id = p.ids[blockIdx.x];
   const bool is_known = id >= 0 && id < p.vocab;
   Eight* out = reinterpret_cast<Eight*>(static_cast<half*>(p.y) + size_t(blockIdx.x) * p.hidden);

@@ -76,6 +76,7 @@ __device__ __forceinline__ void load_fragment(uint32 (&a)[4], const uint4& from)
 
 template <int D, int M>
 __device__ void carry(const GatedDeltaParams& p) {
+  begin_in_turn();
   extern __shared__ __align__(16) unsigned char memory[];
   Shared<D, M>& shared = *reinterpret_cast<Shared<D, M>*>(memory);
   constexpr int blocks = D / (16 * M);        // of one head

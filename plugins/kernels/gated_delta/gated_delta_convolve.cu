@@ -12,6 +12,7 @@ constexpr int kHistory = kConvTaps - 1;  // inputs before the first
 
 template <int D>
 __device__ void convolve(const GatedDeltaParams& p) {
+  begin_in_turn();
   constexpr int N = D / 32;
   const Chunk at = chunk_at(p, blockIdx.x);
   if (at.count == 0 || at.slot < 0) return;

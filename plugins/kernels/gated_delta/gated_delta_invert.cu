@@ -152,6 +152,7 @@ __device__ void invert_column(Shared<D>& shared, int j) {
 
 template <int D>
 __device__ void invert(const GatedDeltaParams& p) {
+  begin_in_turn();
   __shared__ Shared<D> shared;
   const Chunk at = chunk_at(p, blockIdx.x);
   if (at.count == 0 || at.slot < 0) return;

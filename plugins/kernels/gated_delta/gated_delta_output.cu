@@ -83,6 +83,7 @@ __device__ __forceinline__ void finish(Shared<D>& shared, int row0, float eps, c
 
 template <int D>
 __device__ void output(const GatedDeltaParams& p) {
+  begin_in_turn();
   extern __shared__ __align__(16) unsigned char memory[];
   Shared<D>& shared = *reinterpret_cast<Shared<D>*>(memory);
   const Chunk at = chunk_at(p, blockIdx.x);

@@ -149,9 +149,15 @@ __device__ void step(const GatedDeltaParams& p) {
 
   const float a_log = p.a_log[head], dt_bias = p.dt_bias[head];
   Semaphore* semaphores = p.semaphores + b * p.value_heads;
+  if (!p.is_settled) wait_for_previous();
   const Sequence s = sequence(p, b);
-  if (s.slot < 0 || (b == p.sequences - 1 && s.end < p.tokens)) zero_padding<D>(p, s, b, head);
-  if (s.slot < 0 || s.begin >= s.end) return;
+  const bool is_idle = s.slot < 0 || s.begin >= s.end;
+  const auto begin = [&] {
+    begin_in_turn();
+    if (s.slot < 0 || (b == p.sequences - 1 && s.end < p.tokens)) zero_padding<D>(p, s, b, head);
+  };
+  if (!kStartsEarly || is_idle) begin();
+  if (is_idle) return;
 
   // Every thread has a channel of k or q; of each half of them, C threads one of v or of z too.
   const bool is_k = thread < D, has_v = thread < C, has_z = !is_k && thread - D < C;
@@ -160,10 +166,14 @@ __device__ void step(const GatedDeltaParams& p) {
                     : has_z ? num_channels + head * D + column0 + thread - D
                             : channel;
   const half* in = static_cast<const half*>(p.qkvz) + size_t(s.begin) * row_halves;
+  half next, next_other, first_b, first_a;
+  const auto load_inputs = [&] {
+    next = in[channel], next_other = in[other];
+    const half* ba = gate_inputs(p, min(s.begin + lane, s.end - 1), head);
+    first_b = ba[0], first_a = ba[p.value_heads];
+  };
+  if (!kStartsEarly) load_inputs();
   half* conv = static_cast<half*>(p.conv) + size_t(s.slot) * num_channels * kHistory;
-  half next = in[channel], next_other = in[other];
-  const half* ba = gate_inputs(p, min(s.begin + lane, s.end - 1), head);
-  half first_b = ba[0], first_a = ba[p.value_heads];
   Channel own, own_v;
   own.load(p, channel, conv, s.is_fresh);
   own_v.load(p, has_v ? other : channel, conv, s.is_fresh || !has_v);  // no branch: it would wait for its loads
@@ -175,6 +185,7 @@ __device__ void step(const GatedDeltaParams& p) {
 #pragma unroll
   for (int i = 0; i < rows; ++i) state[i] = s.is_fresh ? float4{} : vector_at(state_at(p.rec, s.slot) + i * D);
   const float norm = has_z ? p.norm[column0 + thread - D] : 0.f;
+  if (kStartsEarly) begin(), load_inputs();
   unsigned readers = 0;
   const unsigned last_reader = gridDim.x - 1;
 
@@ -296,6 +307,7 @@ extern "C" __global__ void __launch_bounds__(256) gated_delta_step_128_split(Gat
 
 // Back to the state after the first `accepted` tokens of each sequence.
 extern "C" __global__ void gated_delta_restore(RestoreParams p) {
+  begin_in_turn();
   const int b = blockIdx.y, slot = p.slots[b], begin = p.cu_seqlens[b], end = p.cu_seqlens[b + 1];
   const int accepted = p.accepted[b];
   if (slot < 0 || accepted < 1 || accepted >= end - begin) return;  // nothing was rejected

@@ -16,11 +16,11 @@ constexpr int carry_bytes(int dim, int tiles) {
 }
 constexpr int output_bytes(int dim) { return 2 * tile_bytes(dim) + 2 * dim * dim + 4 * (kChunk + dim); }
 
-const Kernel step_32("gated_delta_step", "gated_delta_step_32");
-const Kernel step_64("gated_delta_step", "gated_delta_step_64");
-const Kernel step_128("gated_delta_step", "gated_delta_step_128");
-const Kernel step_64_split("gated_delta_step", "gated_delta_step_64_split");
-const Kernel step_128_split("gated_delta_step", "gated_delta_step_128_split");
+const Kernel step_32("gated_delta_step", "gated_delta_step_32", 0, Start::kEarly);
+const Kernel step_64("gated_delta_step", "gated_delta_step_64", 0, Start::kEarly);
+const Kernel step_128("gated_delta_step", "gated_delta_step_128", 0, Start::kEarly);
+const Kernel step_64_split("gated_delta_step", "gated_delta_step_64_split", 0, Start::kEarly);
+const Kernel step_128_split("gated_delta_step", "gated_delta_step_128_split", 0, Start::kEarly);
 const Kernel restore("gated_delta_step", "gated_delta_restore");
 const Kernel convolve_64("gated_delta_convolve", "gated_delta_convolve_64");
 const Kernel convolve_128("gated_delta_convolve", "gated_delta_convolve_128");
@@ -142,6 +142,7 @@ ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   params.semaphores = static_cast<Semaphore*>(a->semaphores);
   params.tokens = a->tokens, params.sequences = a->sequences;
   params.key_heads = a->key_heads, params.value_heads = a->value_heads, params.norm_eps = a->norm_eps;
+  params.is_settled = a->settled;
   const GatedDeltaChoice choice = choose(*a);
   if (choice.is_chunked) {
     if (!a->workspace) return bad_argument("gated_delta: workspace: expected one for %d tokens", a->tokens);

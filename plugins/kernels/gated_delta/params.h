@@ -41,6 +41,7 @@ struct GatedDeltaParams {
   int sequences;
   int key_heads;
   int value_heads;
+  int is_settled;  // states, lengths and slots were complete before the launch in front of this one began
   float norm_eps;
 
   // Workspace of the chunked kernels, a part per chunk and head; rows beyond a chunk's tokens are zero.

@@ -229,6 +229,7 @@ class Few {
 
 #define ORIN_FEW(group, tokens, has_zeros, is_ragged, ahead, name)                                                \
   extern "C" __global__ void __launch_bounds__(512, 1) int4_gemm_few_##group##_##tokens##name(Int4GemmParams p) { \
+    begin_in_turn();                                                                                              \
     Few<group, tokens, has_zeros, is_ragged, ahead>(p).run();                                                     \
   }
 #define ORIN_FEW_ALL(group, tokens, ahead, zeros_ahead)     \

@@ -328,6 +328,7 @@ class FewNorm {
 #define ORIN_NORM(group, tokens, has_zeros, is_ragged, has_phases, threads, ahead, name) \
   extern "C" __global__ void __launch_bounds__(threads, 1)                               \
       int4_gemm_few_norm_##group##_##tokens##name(Int4GemmParams p) {                    \
+    begin_in_turn();                                                                     \
     FewNorm<group, tokens, has_zeros, is_ragged, has_phases, ahead>(p).run();            \
   }
 // Where there is a warp for each chunk they are many; else fewer warps with more registers take several chunks in turn.

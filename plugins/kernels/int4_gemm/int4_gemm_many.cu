@@ -405,6 +405,7 @@ class Many {
 #define ORIN_TILE(group, tile, threads, blocks, has_zeros, name, ...) \
   extern "C" __global__ void __launch_bounds__(threads, blocks)       \
       int4_gemm_many_##group##_##tile##name(Int4GemmParams p) {       \
+    begin_in_turn();                                                  \
     Many<__VA_ARGS__, group, has_zeros>(p).run();                     \
   }
 #define ORIN_TILES(group, has_zeros, name)                                                 \

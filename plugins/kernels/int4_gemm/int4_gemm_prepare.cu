@@ -33,6 +33,7 @@ __device__ uint4 gathered_unit(const NormRowsParams& p, const half* x, int unit,
 
 // One block of 256 threads per token.
 extern "C" __global__ void __launch_bounds__(256) int4_gemm_norm_rows(NormRowsParams p) {
+  begin_in_turn();
   extern __shared__ float sums[];  // one per segment of 256 columns
   const int token = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = p.k / 8;
   const int row = p.rows ? p.rows[token] : token;
@@ -91,6 +92,7 @@ __device__ void interleave_rows(const void* from, void* to, int n, int columns) 
 
 // One thread per word of 8 nibbles of the result; needs n * k / 8 < 2^31.
 extern "C" __global__ void __launch_bounds__(256) int4_gemm_layout(Int4LayoutParams p) {
+  wait_for_previous();  // and nothing starts early behind it: that would read weights which are not there yet
   const int row_words = p.k / 8;
   const uint32* from = static_cast<const uint32*>(p.weight);
   uint32* to = static_cast<uint32*>(p.weight_out);

@@ -149,21 +149,33 @@ class Streamed {
 
   __device__ void run() {
     const int vectors = num_tokens * chunks * kChunkVectors;
-    load_tokens(thread, vectors);
     Beside beside(p);
-    if (kHasBeside && p.has_beside) beside.load();
+    const auto load_weights = [&] {
+      load_norms(thread, vectors);
+      if (kHasBeside && p.has_beside) beside.load();
+    };
+    if (!kStartsEarly) load_tokens(thread, vectors), load_weights();
     const int units = p.block_units + (blockIdx.x < p.more_units);
     const int begin = warp * p.warp_pieces;
     const int count = min(int(p.warp_pieces), units * unit_pieces - begin);
     int unit = divide(begin, p.unit_magic);
     int piece = begin - unit * unit_pieces;
-    const int pieces = p.has_rows && all_skipped(p.gemm) ? 0 : count;
     point(unit, piece);
     char* const ring = shared() + p.ring_at + warp * (kStreamStages * kStageBytes);
+    const auto ask = [&](int stage) {
+      if (stage < count) fetch(ring + stage * kStageBytes);
+      end_of_copies();
+    };
+    // Who starts early asks for no more than a piece of W in front of the wait, for tokens would queue behind more.
+    const bool leads = kStartsEarly && p.leads;
+    if (leads) ask(0);
+    if (kStartsEarly) load_weights();
+    begin_in_turn();
+    if (kStartsEarly) load_tokens(thread, vectors);
+    const int pieces = p.has_rows && all_skipped(p.gemm) ? 0 : count;
 #pragma unroll
     for (int j = 0; j < kStreamStages; ++j) {
-      if (j < pieces) fetch(ring + j * kStageBytes);
-      end_of_copies();
+      if (j > 0 || !leads) ask(j);
     }
     // The last warps add up: they have fewest pieces, and are here first.
     const int slot = blockDim.x - kWarp * (warp + 1) + lane;
@@ -176,6 +188,7 @@ class Streamed {
 #pragma unroll 1
     for (int first = thread + kVectors * blockDim.x; first - lane < vectors; first += kVectors * blockDim.x) {
       load_tokens(first, vectors);
+      load_norms(first, vectors);
       prepare_tokens(first, vectors);
     }
     __syncthreads();
@@ -256,10 +269,19 @@ class Streamed {
       const char* x = static_cast<const char*>(p.x) + column * 16;
       if (kTokens > 1 || p.has_rows) x += size_t(row_of_x(p.gemm, token)) * (chunks * 2 * kChunkColumns);
       raw[i] = load_x(x);
-      if (kNorm) {
-        const char* from = static_cast<const char*>(p.norm) + column * 32;
-        norm[i][0] = load_x(from), norm[i][1] = load_x(from + 16);
-      }
+    }
+  }
+
+  // The norm's weights of the same columns.
+  __device__ void load_norms(int first, int vectors) {
+    if (!kNorm) return;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int vector = first + i * blockDim.x;
+      if (vector >= vectors) continue;
+      const int column = vector - token_of(vector) * chunks * kChunkVectors;
+      const char* from = static_cast<const char*>(p.norm) + column * 32;
+      norm[i][0] = load_x(from), norm[i][1] = load_x(from + 16);
     }
   }
 

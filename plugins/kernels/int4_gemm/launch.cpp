@@ -18,7 +18,8 @@ using namespace int4_gemm;
 
 constexpr int kGroupSizes[] = {32, 64, 128};
 
-#define ORIN_FEW(group, tokens, name) {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens name, kMaxShared}
+#define ORIN_FEW(group, tokens, name) \
+  {"int4_gemm_few", "int4_gemm_few_" #group "_" #tokens name, kMaxShared, Start::kEarly}
 #define ORIN_FEW_TOKENS(group, tokens)                                            \
   {                                                                               \
     {ORIN_FEW(group, tokens, ""), ORIN_FEW(group, tokens, "_ragged")}, {          \
@@ -28,7 +29,8 @@ constexpr int kGroupSizes[] = {32, 64, 128};
 #define ORIN_FEW_GROUP(group) {ORIN_FEW_TOKENS(group, 8), ORIN_FEW_TOKENS(group, 16)}
 const Kernel few[3][2][2][2] = {ORIN_FEW_GROUP(32), ORIN_FEW_GROUP(64), ORIN_FEW_GROUP(128)};
 
-#define ORIN_NORM(group, tokens, name) {"int4_gemm_few_norm", "int4_gemm_few_norm_" #group "_" #tokens name, kMaxShared}
+#define ORIN_NORM(group, tokens, name) \
+  {"int4_gemm_few_norm", "int4_gemm_few_norm_" #group "_" #tokens name, kMaxShared, Start::kEarly}
 #define ORIN_NORM_TOKENS(group, tokens)                                                                         \
   {                                                                                                             \
     {ORIN_NORM(group, tokens, ""), ORIN_NORM(group, tokens, "_phases"), ORIN_NORM(group, tokens, "_ragged")}, { \
@@ -52,7 +54,7 @@ const Kernel few_norm[3][2][2][3] = {ORIN_NORM_GROUP(32), ORIN_NORM_GROUP(64), O
 const Kernel many[3][2][kNumTiles] = {ORIN_MANY_GROUP(32), ORIN_MANY_GROUP(64), ORIN_MANY_GROUP(128)};
 
 #define ORIN_STREAM(group, tokens, stripes, name) \
-  {"int4_gemm_stream", "int4_gemm_stream_" #group "_" #tokens "_" #stripes name, kMaxShared}
+  {"int4_gemm_stream", "int4_gemm_stream_" #group "_" #tokens "_" #stripes name, kMaxShared, Start::kEarly}
 #define ORIN_STREAM_STRIPES(group, tokens, name) \
   {ORIN_STREAM(group, tokens, 1, name), ORIN_STREAM(group, tokens, 2, name)}
 #define ORIN_STREAM_KINDS(group, name)                                               \
@@ -235,6 +237,7 @@ int launch_streamed(const Int4Gemm& a, const StreamChoice& c, const Int4GemmPara
   Int4StreamParams p{};
   p.x = gemm.x, p.weight = gemm.weight, p.scales = gemm.scales, p.norm = gemm.norm;
   p.tokens = s.tokens, p.chunks = chunks, p.has_rows = gemm.rows != nullptr;
+  p.leads = c.warp_pieces > kStreamStages;
   p.block_units = units / c.blocks, p.more_units = units % c.blocks, p.warp_pieces = c.warp_pieces;
   p.unit_magic = magic(unit_pieces(s, c)), p.pieces_magic = magic(c.warp_pieces), p.tokens_magic = magic(s.tokens);
   p.parts = c.parts;

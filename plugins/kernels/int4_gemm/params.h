@@ -77,7 +77,7 @@ struct Int4StreamParams {
   unsigned short chunks;
   unsigned short block_units, more_units;  // units of each block; the first more_units have one more
   unsigned short warp_pieces;
-  unsigned char has_rows, has_beside;
+  unsigned char has_rows, has_beside, leads;
 
   unsigned pieces_magic, tokens_magic;  // of warp_pieces and tokens
   void* y;

@@ -40,7 +40,7 @@ const Tile tiles[] = {
     {32, 64, stages(5, 32), {"linear_tiled", "linear_tiled_float16_32"}, {"linear_tiled", "linear_tiled_int8_32"}}};
 
 const Kernel norm("linear_tiled", "linear_norm");
-const Kernel dots("linear_dots", "linear_dots_float16");
+const Kernel dots("linear_dots", "linear_dots_float16", 0, Start::kEarly);
 
 int check(const Linear& a) {
   if (a.bits != 16 && a.bits != 8) return bad_argument("linear: bits: expected 16 or 8, found %d", a.bits);

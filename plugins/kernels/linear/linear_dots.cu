@@ -15,6 +15,7 @@ constexpr int kDepth = 3;                  // of these in flight
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(32 * kWarps) linear_dots_float16(LinearParams p) {
+  begin_in_turn();
   __shared__ float2 parts[kWarps];
   const int column = blockIdx.x, output = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = wanted_row(p.rows, output, p.tokens);

@@ -137,6 +137,7 @@ __device__ __forceinline__ void measure(const LinearParams& p, int first, int to
 
 template <typename Weight, int kTiles, int kWarpsK, int kDepth, int kTokens>
 __device__ void streamed(const LinearParams& p) {
+  begin_in_turn();
   using Work = Stream<Weight, kTiles, kWarpsK, kDepth, kTokens>;
   __shared__ alignas(16) half x[kSharedBytes / 2];
   __shared__ float inverse[kTokens];

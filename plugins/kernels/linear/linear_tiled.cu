@@ -171,6 +171,7 @@ struct Tiled {
 #define TILED(name, kTile, is_int8)                                                                    \
   extern "C" __global__ void __launch_bounds__(Tiled<kTile, is_int8>::kThreads, Shape<kTile>::kBlocks) \
       name(LinearParams p) {                                                                           \
+    begin_in_turn();                                                                                   \
     extern __shared__ uint4 shared[];                                                                  \
     Tiled<kTile, is_int8>(p, reinterpret_cast<half*>(shared)).run();                                   \
   }
@@ -184,6 +185,7 @@ TILED(linear_tiled_int8_32, 32, true)
 
 // The norm in front of the tiled kernels: one warp per output row, rows picked, normalised, float16.
 extern "C" __global__ void linear_norm(LinearNormParams p) {
+  begin_in_turn();
   const int output = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (output >= p.outputs) return;
   const int row = wanted_row(p.rows, output, p.tokens);

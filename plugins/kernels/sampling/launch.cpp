@@ -8,8 +8,8 @@
 namespace orin {
 namespace {
 
-const Kernel survey("sampling", "sampling_survey");
-const Kernel draw("sampling", "sampling_draw");
+const Kernel survey("sampling", "sampling_survey", 0, Start::kEarly);
+const Kernel draw("sampling", "sampling_draw", 0, Start::kEarly);
 
 int parts(const Sampling& a) { return (a.vocab + kSamplingPart - 1) / kSamplingPart; }
 

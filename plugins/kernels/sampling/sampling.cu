@@ -605,6 +605,7 @@ struct Cut {
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(kThreads, 2) sampling_survey(SamplingParams p) {
+  begin_in_turn();
   __shared__ Staged staged;
   __shared__ Survey surveys[2][kWarps];
   __shared__ uint64 keys[2][kWarps];
@@ -674,6 +675,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) sampling_survey(Sampli
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, 1) sampling_draw(SamplingParams p) {
+  begin_in_turn();
   __shared__ DrawMemory m;
   const SamplingRow state = p.states[blockIdx.y];
   if (state.slot < 0) return;

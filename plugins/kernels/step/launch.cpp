@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kMostRows = 1024;  // one block
 
-const Kernel advance("step", "step_advance");
+const Kernel advance("step", "step_advance", 0, Start::kEarly);
 const Kernel clear("step", "prompt_clear");
 const Kernel mark("step", "prompt_mark");
 

@@ -56,6 +56,7 @@ __device__ void advance(const StepParams& p, int row, unsigned long long step) {
 }  // namespace
 
 extern "C" __global__ void step_advance(StepParams p) {
+  begin_in_turn();
   const unsigned long long step = *p.clock;
   if (threadIdx.x < p.rows) advance(p, threadIdx.x, step);
   __syncthreads();  // what others have written is released with what the first thread writes behind it
@@ -66,12 +67,14 @@ extern "C" __global__ void step_advance(StepParams p) {
 }
 
 extern "C" __global__ void prompt_clear(PromptParams p) {
+  begin_in_turn();
   const int slot = p.slots[blockIdx.y], id = blockIdx.x * blockDim.x + threadIdx.x;
   if (slot >= 0 && id < p.vocab) p.counts[size_t(slot) * p.vocab + id] = 0;
 }
 
 // All writers of a count write the same value.
 extern "C" __global__ void prompt_mark(PromptParams p) {
+  begin_in_turn();
   const int token = blockIdx.x * blockDim.x + threadIdx.x;
   for (int i = 0; i < p.sequences; ++i) {
     if (token < p.cu_seqlens[i] || token >= p.cu_seqlens[i + 1] || p.slots[i] < 0) continue;

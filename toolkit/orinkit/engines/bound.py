@@ -17,7 +17,7 @@ import numpy as np
 from orinkit.engines.base import Profile, StepInputs
 from orinkit.engines.beside import joined
 from orinkit.engines.gpu import Gpu, Memory
-from orinkit.engines.launches import Launch, StepShape, make_launch, output_width
+from orinkit.engines.launches import Launch, StepShape, make_launch, output_width, settle
 from orinkit.engines.program import Program
 from orinkit.memory.arena import Value, aligned, place
 
@@ -109,6 +109,7 @@ def _plan(
             if name in fields:
                 setattr(launch.arguments, name, address)
     together = list(joined(engine.library, made)) if profile.tokens == 1 else made
+    settle(together)
     return together, (arena, counters)
 
 

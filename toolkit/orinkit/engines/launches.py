@@ -8,8 +8,9 @@ launchers take inputs and attributes under the names that `ops` gives them.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from orinkit.engines.kernels import KernelLibrary
@@ -29,6 +30,9 @@ class StepShape:
     max_length: int
     """Longest sequence after the step."""
 
+
+_PRODUCTS = ("int4_gemm", "linear")
+_WITH_STATE = ("attention", "gated_delta")
 
 Sizes = dict[str, Any]
 Vary = Callable[[StepShape], Sizes]
@@ -72,6 +76,15 @@ def make_launch(
     first = vary(StepShape(1, 1, 1, 1, 1))
     arguments = library.arguments(launcher, **values | fixed | first | pointers)
     return Launch(node.name, launcher, arguments, vary, library.bound(launcher, arguments))
+
+
+def settle(launches: Sequence[Launch]) -> None:
+    """Tell the launches of a step which of them may read states, lengths and slots while the one in front still runs:
+    those behind a product, which writes none of these. Whatever has written them came before that.
+    """
+    for before, launch in pairwise(launches):
+        if launch.launcher in _WITH_STATE:
+            launch.arguments.settled = int(before.launcher in _PRODUCTS)
 
 
 def output_width(node: Node) -> int:
