@@ -121,7 +121,8 @@ class Launch:
         sequences = len(self.host["slots"])
         values: dict[str, int | float | None] = {name: array.pointer for name, array in self.device.items()}
         values |= {f"{name}_steps": values.get(f"{name}_steps") for name in STATES}
-        values |= {"semaphores": None, "workspace": None, "tokens": tokens, "sequences": sequences}
+        values |= {"semaphores": None, "workspace": None}
+        values |= {"tokens": tokens, "sequences": sequences, "settled": 0}
         values |= case.attributes
         self.arguments = kernels.arguments("gated_delta", **values)
         self.semaphores = gpu.Array(np.zeros(kernels.query("gated_delta_semaphores", self.arguments), np.uint8))

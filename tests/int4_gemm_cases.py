@@ -130,16 +130,24 @@ class OnDevice:
     def launch(self, stream: Any) -> None:
         self._kernels.launch("int4_gemm", self._arguments, stream.handle)
 
+    def read_from(self, other: OnDevice) -> None:
+        """Take what another product computes for x."""
+        self._arguments.x = other.y.pointer
+
+    def poison(self) -> None:
+        """An output that no launch has written."""
+        self.y.write(self._poison)
+
     def result(self, stream: Any) -> NDArray[Any]:
         """One launch into a poisoned output."""
-        self.y.write(self._poison)
+        self.poison()
         self.launch(stream)
         stream.sync()
         return np.asarray(self.y.read())
 
     def replayed(self, stream: Any) -> NDArray[Any]:
         """The same by a capture that is launched twice."""
-        self.y.write(self._poison)
+        self.poison()
         replay = stream.capture(lambda: self.launch(stream))
         replay()
         replay()

@@ -116,6 +116,7 @@ def _sizes(shape: Shape) -> dict[str, float]:
         "max_length": shape.length,
         "capacity": shape.length,
         "window": 0,
+        "settled": 0,
         "scale": shape.heads.head_dim**-0.5,
         "softcap": 0.0,
         "norm_eps": 1e-6,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from attention_cases import MODELS, ODD, Array, Heads, Row, Step, expected, step
+from int4_gemm_cases import OnDevice, gemm
+from int4_gemm_cases import expected as product_of
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.errors import EngineError
 from tolerances import RELATIVE_ERROR, relative_error
@@ -39,6 +41,7 @@ class Kernel:
             "capacity": case.inputs["kv"].shape[3],
             "max_step": case.max_step,
             "max_length": case.max_length,
+            "settled": 0,
             **limits,
         }
         shape = kernels.arguments("attention", **self.values)
@@ -257,3 +260,27 @@ def test_refusals(wrong: dict[str, Any], sentence: str, kernels: KernelLibrary, 
     kernel.values |= wrong
     with pytest.raises(EngineError, match=sentence):
         kernel.enqueue()
+
+
+@pytest.mark.parametrize(("tokens", "past"), [(1, 3), (1, 700), (8, 700), (40, 1300)])
+def test_a_settled_attention_behind_its_product(tokens: int, past: int, kernels: KernelLibrary, stream: Any) -> None:
+    case = step(MODELS["Qwen3.5-0.8B and 2B"], [Row(tokens, past, 1)], 1400)
+    launch = Kernel(kernels, case, stream)
+    made = gemm(tokens, case.inputs["qkv"].shape[1], 1024, options="n")
+    product = OnDevice(made, kernels, product_of(made))
+    product.result(stream)
+    launch.values["qkv"] = product.y.pointer
+    wanted = launch.run()
+    launch.values["settled"] = 1
+
+    def enqueue() -> None:
+        product.launch(stream)
+        launch.enqueue()
+
+    replay = stream.capture(enqueue)
+    for work in (enqueue, *[replay] * 20):
+        product.poison()
+        launch.poison()
+        work()
+        for name, found in launch.read().items():
+            assert found.tobytes() == wanted[name].tobytes(), name

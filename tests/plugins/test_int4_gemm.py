@@ -262,3 +262,27 @@ def test_no_tokens_is_no_launch(kernels: KernelLibrary, stream: Any) -> None:
     node = OnDevice(case, kernels, expected(case))
     node._arguments.tokens = 0
     assert np.isnan(node.result(stream)).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 16])
+def test_a_product_behind_a_product_reads_what_that_one_wrote(tokens: int, kernels: KernelLibrary, stream: Any) -> None:
+    cases = [gemm(tokens, 2560, 9216), gemm(tokens, 18432, 2560, options="ns"), gemm(tokens, 2560, 9216, options="r")]
+    chain = [OnDevice(case, kernels, expected(case)) for case in cases]
+    alone = []
+    for before, launch in zip([None, *chain], chain, strict=False):
+        if before:
+            launch.read_from(before)
+        alone.append(launch.result(stream))
+
+    def enqueue() -> None:
+        for launch in chain:
+            launch.launch(stream)
+
+    replay = stream.capture(enqueue)
+    for work in (enqueue, *[replay] * 20):
+        for launch in chain:
+            launch.poison()
+        work()
+        stream.sync()
+        for launch, wanted in zip(chain, alone, strict=True):
+            assert np.array_equal(launch.y.read(), wanted)

@@ -274,11 +274,10 @@ class Streamed {
 
   // The norm's weights of the same columns.
   __device__ void load_norms(int first, int vectors) {
-    if (!kNorm) return;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int vector = first + i * blockDim.x;
-      if (vector >= vectors) continue;
+      if (!kNorm || vector >= vectors) continue;
       const int column = vector - token_of(vector) * chunks * kChunkVectors;
       const char* from = static_cast<const char*>(p.norm) + column * 32;
       norm[i][0] = load_x(from), norm[i][1] = load_x(from + 16);

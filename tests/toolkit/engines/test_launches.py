@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orinkit.engines.launches import StepShape, make_launch
+from orinkit.engines.launches import Launch, StepShape, make_launch, settle
 from orinkit.engines.program import Node, Program, read_program
 from orinkit.errors import EngineError
 
@@ -88,3 +88,18 @@ def test_an_input_without_a_kernel_is_refused(program: Program) -> None:
     strange = Node(node.op_type, node.name, node.inputs | {"order": node.inputs["x"]}, node.outputs, node.attributes)
     with pytest.raises(EngineError, match="order"):
         launch_of(program, strange)
+
+
+def test_only_behind_a_product_is_settled_what_earlier_launches_wrote() -> None:
+    library = Library()
+
+    def launch(launcher: str) -> Launch:
+        fields = library.fields(launcher)
+        arguments = library.arguments(launcher, **{name: None if kind == "P" else 0 for name, kind in fields.items()})
+        return Launch(launcher, launcher, arguments, lambda _: {}, lambda _: None)
+
+    order = ("attention", "int4_gemm", "attention", "attention", "linear", "gated_delta", "embedding", "gated_delta")
+    launches = [launch(launcher) for launcher in order]
+    settle(launches)
+    settled = [getattr(each.arguments, "settled", None) for each in launches]
+    assert settled == [0, None, 1, 0, None, 1, None, 0]
