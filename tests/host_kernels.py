@@ -76,6 +76,9 @@ class HostKernels:
             return int(_array(arguments.head, (1,), np.uint64)[0])
         return 1024
 
+    def bound_query(self, function: str, arguments: Any) -> Any:
+        return lambda: self.query(function, arguments)
+
     def dtype(self, name: str) -> np.dtype[Any]:
         return np.dtype([(field, _KINDS[kind]) for field, kind in self._structs[name].items()])
 

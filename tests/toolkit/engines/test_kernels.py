@@ -66,6 +66,9 @@ def test_a_launch_hands_over_fields_and_stream(library: KernelLibrary) -> None:
 def test_a_size_may_be_larger_than_32_bits(library: KernelLibrary) -> None:
     arguments = library.arguments("foo", x=None, y=None, tokens=3, eps=0.0, last=0)
     assert library.query("foo_workspace", arguments) == 3 << 32
+    ask = library.bound_query("foo_workspace", arguments)
+    arguments.tokens = 4
+    assert ask() == 4 << 32
 
 
 def test_the_device_is_told(library: KernelLibrary) -> None:

@@ -17,13 +17,8 @@ from orinkit.engines.base import Caches, Chosen, Limits, Seat, StepInputs
 from orinkit.engines.bound import shape_of
 from orinkit.engines.captures import Captures, Contexts, Device, Warm
 from orinkit.engines.choosing import RING_STEPS
+from orinkit.engines.waiting import Waiting, rounded
 from orinkit.errors import EngineError
-
-POLL_S = 2e-4
-"""Time between two looks at the ring; the steps in flight take longer."""
-
-PROMPT_POLL_S = 2e-5
-"""The same for a step of prefill, whose token somebody waits for."""
 
 
 class CudaPipeline:
@@ -37,7 +32,8 @@ class CudaPipeline:
         self._limits = limits
         self.spare = caches.spare(limits.snapshots)
         self._logprobs: dict[int, int] = {}
-        self._flight: deque[tuple[int | None, float]] = deque()
+        self._flight: deque[int | None] = deque()
+        self._waiting = Waiting()
         self._launched = 0
         self._fault: EngineError | None = None
 
@@ -73,48 +69,55 @@ class CudaPipeline:
             raise EngineError(f"expected at most {capacity} tokens in a slot, found {shape.max_length}")
         step = self._captures.short(shape)
         self._contexts.send(inputs, step.size if step else shape.tokens)
+        begun = time.perf_counter()
         if step:
             step.launch()
-            self._note(True, PROMPT_POLL_S)
+            self._note(("prefill", step.size), begun)
             return
         self._contexts.prefill.enqueue(shape)
         is_wanted = bool((inputs.logit_rows >= 0).any())
         if is_wanted:
             self._contexts.after_prefill[shape.sequences]()
-        self._note(is_wanted, PROMPT_POLL_S)
+        self._note(("chunk", rounded(shape.tokens)) if is_wanted else None, begun)
 
     def decode(self, slots: Sequence[int], longest: int) -> None:
         self._check()
-        self._captures.pick(max(slots) + 1, longest).launch()
-        self._note(True)
+        step = self._captures.pick(max(slots) + 1, longest)
+        begun = time.perf_counter()
+        step.launch()
+        self._note(("decode", step.size), begun)
 
     def collect(self, most: int) -> list[tuple[Chosen, ...]]:
         done = []
         while self._flight:
-            step, poll_s = self._flight[0]
-            if step is not None and not self._is_complete(step, poll_s if len(self._flight) > most else None):
+            step = self._flight[0]
+            if step is not None and not self._is_complete(step, may_wait=len(self._flight) > most):
                 break
             done.append(() if step is None else self._choosing.ring.read(step, self._logprobs))
             self._flight.popleft()
         return done
 
-    def _note(self, tells: bool, poll_s: float = POLL_S) -> None:
-        """A step is on its way; one that chooses nothing tells nothing."""
-        self._flight.append((self._launched if tells else None, poll_s))
-        self._launched += tells
+    def _note(self, kind: tuple[str, int] | None, begun: float) -> None:
+        """A step is on its way, whose launch began then; one that chooses nothing, of kind None, tells nothing."""
+        self._flight.append(None if kind is None else self._launched)
+        if kind is None:
+            self._waiting.launched_silent()
+        else:
+            self._launched += 1
+            self._waiting.launched(kind, begun, is_prompt=kind[0] != "decode")
         if len(self._flight) >= RING_STEPS:
             raise EngineError(f"expected fewer than {RING_STEPS} steps in flight; collect before launching more")
 
-    def _is_complete(self, step: int, poll_s: float | None) -> bool:
-        """Whether the entries of a step can be read, after a wait with looks that far apart, or None for no wait.
-
-        Raises EngineError: the device failed.
-        """
+    def _is_complete(self, step: int, may_wait: bool) -> bool:
+        """Whether the entries of a step can be read, at once or after a wait. Raises EngineError: the device failed."""
         while not self._choosing.has_told(step):
-            if poll_s is None:
+            if not may_wait:
                 return False
-            self._look()
-            time.sleep(poll_s)
+            pause_s = self._waiting.pause()
+            if self._waiting.is_check_due():
+                self._look()
+            time.sleep(pause_s)
+        self._waiting.done()
         return True
 
     def _look(self) -> None:

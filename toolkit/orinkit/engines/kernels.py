@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orinkit.errors import EngineError
@@ -87,9 +88,13 @@ class KernelLibrary:
 
     def query(self, function: str, arguments: ctypes.Structure) -> int:
         """A size that `orin_<function>(struct)` computes on the host, such as workspace bytes."""
+        return self.bound_query(function, arguments)()
+
+    def bound_query(self, function: str, arguments: ctypes.Structure) -> Callable[[], int]:
+        """`query` of these arguments, whatever they hold by then, as a function."""
         call = getattr(self._library, f"orin_{function}")
         call.restype = ctypes.c_int64
-        return int(call(ctypes.byref(arguments)))
+        return partial(call, ctypes.byref(arguments))
 
     def _struct(self, launcher: str) -> type[ctypes.Structure]:
         if launcher not in self._structs:

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How often a step is looked at, and how late its end is noticed, on a device and a clock that are made up."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from orinkit.engines.waiting import AFTER_S, BEFORE_S, CHECK_S, URGENT_S, Waiting, rounded
+
+SLACK_S = 6e-5
+"""How late the system ends a sleep."""
+YIELD_S = 2e-6
+LAUNCH_S = 1e-5
+
+
+@dataclass
+class Seen:
+    """What one step cost the host."""
+
+    sleeps: int = 0
+    yields: int = 0
+    checks: int = 0
+    late: float = 0.0
+    """Seconds from its end to the look that found it."""
+
+
+@dataclass
+class Host:
+    """Drives steps as the pipeline does."""
+
+    now: float = 0.0
+    free: float = 0.0
+    """When the device has done all that it was given."""
+    ends: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.waiting = Waiting(lambda: self.now)
+
+    def launch(self, seconds: float, kind: str = "step", *, is_prompt: bool = False) -> None:
+        self.waiting.launched(kind, self.now, is_prompt=is_prompt)
+        self._enqueue(seconds)
+        self.ends.append(self.free)
+
+    def launch_silent(self, seconds: float) -> None:
+        self.waiting.launched_silent()
+        self._enqueue(seconds)
+
+    def _enqueue(self, seconds: float) -> None:
+        self.now += LAUNCH_S
+        self.free = max(self.free, self.now) + seconds
+
+    def wait(self) -> Seen:
+        """Until the oldest step is found done."""
+        seen = Seen()
+        while self.now < self.ends[0]:
+            pause = self.waiting.pause()
+            seen.checks += self.waiting.is_check_due()
+            seen.sleeps, seen.yields = seen.sleeps + (pause > 0), seen.yields + (pause == 0)
+            self.now += pause + SLACK_S if pause else YIELD_S
+        seen.late = self.now - self.ends.pop(0)
+        self.waiting.done()
+        return seen
+
+    def alone(self, *steps: float, is_prompt: bool = False) -> list[Seen]:
+        """Steps each of which is waited for before the next is launched."""
+        found = []
+        for seconds in steps:
+            self.launch(seconds, is_prompt=is_prompt)
+            found.append(self.wait())
+        return found
+
+    def ahead(self, *steps: float) -> list[Seen]:
+        """Steps of which two are in flight behind the one that is waited for."""
+        found = []
+        for seconds in steps:
+            self.launch(seconds)
+            if len(self.ends) > 2:
+                found.append(self.wait())
+        return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def sleeps(seen: list[Seen]) -> float:
+    return mean([each.sleeps for each in seen])
+
+
+# Steps with others behind them
+
+
+@pytest.mark.parametrize("seconds", [2e-4, 1e-3, 4e-3])
+@pytest.mark.parametrize("spread", [0, 0.03])
+def test_steady_steps_take_little_more_than_a_sleep_each(seconds: float, spread: float) -> None:
+    host, rng = Host(), random.Random(1)
+    found = host.ahead(*(seconds * rng.gauss(1, spread) for _ in range(400)))[50:]
+    assert sleeps(found) < 1.4
+    assert not any(each.yields or each.checks for each in found)
+    assert mean([each.late for each in found]) < 2e-4
+    assert max(each.late for each in found) < max(seconds, 3e-4)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.2, 2])
+def test_other_times_are_learned_and_the_device_never_waits(factor: float) -> None:
+    host = Host()
+    host.ahead(*[1e-3] * 50)
+    idle = host.now - host.free
+    changing, after = host.ahead(*[1e-3 * factor] * 30), host.ahead(*[1e-3 * factor] * 50)
+    assert idle < 0
+    assert sleeps(changing) < 4
+    assert max(each.late for each in changing[3:]) < 2e-3
+    assert sleeps(after) < 1.4
+    assert mean([each.late for each in after]) < 2e-4
+
+
+def test_the_host_does_not_slow_the_device_down() -> None:
+    host = Host()
+    host.ahead(*[1e-3] * 50)
+    start = host.now
+    host.ahead(*[1e-3] * 1000)
+    assert host.now - start == pytest.approx(1, rel=0.001)
+
+
+def test_a_host_that_was_away_learns_nothing_wrong() -> None:
+    host = Host()
+    host.ahead(*[1e-3] * 50)
+    host.now += 1e-2
+    host.ahead(*[1e-3] * 3)
+    found = host.ahead(*[1e-3] * 20)
+    assert sleeps(found) < 1.6
+    assert max(each.late for each in found[3:]) < 4e-4
+
+
+# Steps that somebody waits for
+
+
+@pytest.mark.parametrize("is_prompt", [False, True])
+@pytest.mark.parametrize("seconds", [5e-5, 7e-4, 4e-3, 5e-2])
+def test_an_urgent_step_is_noticed_at_once_without_burning_a_core(seconds: float, is_prompt: bool) -> None:
+    found = Host().alone(*[seconds] * 40, is_prompt=is_prompt)[10:]
+    assert max(each.late for each in found) < 5e-6
+    assert max(each.yields for each in found) * YIELD_S <= BEFORE_S
+    assert max(each.sleeps for each in found) < 12
+
+
+def test_urgent_steps_of_uneven_length() -> None:
+    rng = random.Random(2)
+    found = Host().alone(*(rng.gauss(1, 0.03) * 2e-3 for _ in range(200)), is_prompt=True)[10:]
+    assert mean([each.late for each in found]) < 3e-5
+    assert max(each.yields for each in found) * YIELD_S <= BEFORE_S + AFTER_S + YIELD_S
+    assert sleeps(found) < 5
+
+
+def test_a_prompt_is_urgent_though_others_follow() -> None:
+    host = Host()
+    for _ in range(20):
+        host.launch(1e-3, "prompt", is_prompt=True)
+        host.launch(1e-3)
+        seen = host.wait()
+        host.wait()
+    assert seen.late < 5e-6
+
+
+def test_a_first_step_that_took_far_longer_is_forgotten() -> None:
+    found = Host().alone(5e-2, *[1e-3] * 30, is_prompt=True)
+    assert max(each.late for each in found[20:]) < 5e-6
+
+
+# Steps of which nothing is known
+
+
+def test_an_unknown_step_is_looked_at_from_the_start() -> None:
+    [seen] = Host().alone(1e-3)
+    assert seen.yields == 0
+    assert seen.sleeps == pytest.approx(1e-3 / (URGENT_S + SLACK_S), abs=2)
+    [seen] = Host().alone(5e-2)
+    assert seen.late < 3e-4
+    assert seen.sleeps < 500
+
+
+def test_behind_a_silent_step_nothing_is_known_or_learned() -> None:
+    host = Host()
+    host.alone(*[1e-3] * 20)
+    host.launch_silent(2e-2)
+    host.launch(1e-3)
+    seen = host.wait()
+    assert seen.yields == 0
+    assert seen.late < 3e-4
+    [after] = host.alone(1e-3)
+    assert after.sleeps == 1
+    assert after.late < 5e-6
+
+
+def test_kinds_are_learned_apart() -> None:
+    host, seen = Host(), []
+    for _ in range(20):
+        for kind, seconds in (("a", 1e-3), ("b", 3e-3)):
+            host.launch(seconds, kind)
+            seen.append(host.wait())
+    assert max(each.late for each in seen[20:]) < 5e-6
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (15, 15), (17, 18), (64, 64), (65, 72), (1500, 1536)])
+def test_numbers_of_tokens_are_kinds(count: int, expected: int) -> None:
+    assert rounded(count) == expected
+
+
+# Steps that do not end
+
+
+@pytest.mark.parametrize("known", [[], [1e-3] * 20, [5e-2] * 20])
+@pytest.mark.parametrize("is_prompt", [False, True])
+def test_the_device_is_asked_for_a_fault_and_no_core_burns(known: list[float], is_prompt: bool) -> None:
+    host = Host()
+    host.alone(*known, is_prompt=is_prompt)
+    start = host.now
+    seen = host.alone(1.0, is_prompt=is_prompt)[0]
+    assert host.now - start > 1
+    assert 1 / (2 * CHECK_S) <= seen.checks <= 1 / CHECK_S
+    assert seen.yields * YIELD_S <= BEFORE_S + AFTER_S + YIELD_S
+    assert seen.sleeps * SLACK_S < 0.4
+
+
+def test_the_first_question_comes_in_time() -> None:
+    host = Host()
+    host.ahead(*[1e-2] * 20)
+    host.launch(1.0)
+    while len(host.ends) > 1:
+        host.wait()
+    start = host.now
+    while not host.waiting.is_check_due():
+        host.now += host.waiting.pause() + SLACK_S
+    assert host.now - start < 2 * CHECK_S
+
+
+def test_a_step_that_ends_in_time_asks_nothing() -> None:
+    assert not any(each.checks for each in Host().ahead(*[5e-3] * 100))
