@@ -136,6 +136,17 @@ def test_inputs_arrive_each_at_its_aligned_address(gpu: Any) -> None:
     assert all(address % 256 == 0 for address in arrays.addresses.values())
 
 
+def test_tokens_of_nobody_follow_those_of_the_step(gpu: Any) -> None:
+    from orinkit.engines.bound import StepArrays
+
+    arrays = StepArrays(gpu, PROFILE)
+    arrays.send(step(4, 4))
+    arrays.send(step(4, 4))
+    arrays.send(step(4, 1), tokens=7)
+    assert read(gpu, arrays.addresses["input_ids"], 7) == [1, 2, 3, 4, 1, -1, -1]
+    assert read(gpu, arrays.addresses["cu_seqlens"], 3) == [0, 4, 5]
+
+
 def test_the_next_inputs_are_written_while_the_last_ones_are_on_their_way(gpu: Any) -> None:
     """The copy is enqueued, so what it copies must stay until it runs."""
     from orinkit.engines.bound import StepArrays

@@ -64,6 +64,22 @@ def test_a_row_is_sent_alone_and_only_as_far_as_asked(gpu: Any, mirror: Any) -> 
     assert on_device(gpu, mirror.at(2, 1), (2,), np.int32).tolist() == [21, 22]
 
 
+def test_what_the_device_has_is_not_sent_again(gpu: Any, mirror: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, send = [], gpu.send
+
+    def noted(address: int, *more: Any) -> None:
+        sent.append(address)
+        send(address, *more)
+
+    monkeypatch.setattr(gpu, "send", noted)
+    rows = [np.array(values, np.int32).tobytes() for values in ([1, 2, 3, 4], [1, 2], [5])]
+    for slot, row in ((1, 0), (1, 0), (1, 1), (2, 0), (1, 2), (1, 2), (1, 0)):
+        mirror.put(slot, rows[row])
+    assert sent == [mirror.at(slot) for slot in (1, 2, 1, 1)]
+    expected = [[0, 0, 0, 0], [1, 2, 3, 4], [1, 2, 3, 4]]
+    assert on_device(gpu, mirror.address, (SLOTS, 4), np.int32).tolist() == expected
+
+
 # Structs
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
+from operator import add
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +33,9 @@ STEP_INPUTS = ("input_ids", "cu_seqlens", "past_lens", "slots", "logit_rows")
 
 def shape_of(inputs: StepInputs) -> StepShape:
     """The sizes of a step."""
-    lengths = np.diff(inputs.cu_seqlens)
-    longest = int((inputs.past_lens + lengths).max(initial=0))
-    sequences, rows = len(inputs.slots), len(inputs.logit_rows)
-    return StepShape(len(inputs.input_ids), sequences, rows, int(lengths.max(initial=0)), longest)
+    lengths = [end - start for start, end in pairwise(inputs.cu_seqlens.tolist())]
+    longest = max(map(add, inputs.past_lens.tolist(), lengths), default=0)
+    return StepShape(len(inputs.input_ids), len(inputs.slots), len(inputs.logit_rows), max(lengths, default=0), longest)
 
 
 class StepArrays:
@@ -55,14 +55,16 @@ class StepArrays:
         self._sides = [(gpu.pinned((ends[-1],), np.int32), gpu.event()) for _ in range(2)]
         self.addresses = {name: self._memory.address + 4 * start for name, start in self._starts.items()}
 
-    def send(self, inputs: StepInputs, **more: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
-        """Enqueue a copy of all arrays."""
+    def send(self, inputs: StepInputs, tokens: int = 0, **more: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+        """Enqueue a copy of all arrays, with tokens of nobody behind those of the step up to `tokens`."""
         self._sides.reverse()
         staged, sent = self._sides[0]
         self._gpu.wait(sent)
         for name, start in self._starts.items():
             values = more[name] if name in more else getattr(inputs, name)
             staged.array[start : start + len(values)] = values
+        first = self._starts["input_ids"]
+        staged.array[first + len(inputs.input_ids) : first + tokens] = -1
         self._gpu.send(self._memory.address, staged, staged.array.nbytes)
         self._gpu.record(sent)
 

@@ -14,7 +14,7 @@ After that nothing is allocated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,10 +79,8 @@ class Contexts:
 
     def send(self, inputs: StepInputs, tokens: int) -> None:
         """Enqueue the inputs of the next prefill step, with tokens of nobody behind them up to `tokens`."""
-        ids = np.full(tokens, -1, np.int32)
-        ids[: len(inputs.input_ids)] = inputs.input_ids
-        destinations = np.where(inputs.logit_rows >= 0, inputs.slots, -1).astype(np.int32)
-        self._inputs.send(replace(inputs, input_ids=ids), destinations=destinations)
+        destinations = np.where(inputs.logit_rows >= 0, inputs.slots, np.int32(-1))
+        self._inputs.send(inputs, tokens, destinations=destinations)
 
     def short_step(self, size: int) -> Callable[[], None]:
         """The function that enqueues a whole prefill step of one sequence, of up to `size` tokens and any length."""
