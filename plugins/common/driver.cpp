@@ -39,6 +39,7 @@ struct LaunchConfig {
 // The few driver functions in use, under the names that cuda.h maps them to.
 struct Driver {
   int (*init)(unsigned);
+  int (*get_version)(int*);
   int (*get_current)(void**);
   int (*get_device)(int*);
   int (*get_attribute)(int*, int, int);
@@ -64,11 +65,12 @@ enum : int {
   kProgrammaticSerialization = 6,
 };
 
-constexpr int kFirstEarly = 90;  // the first architecture whose kernels can start early
+// The first architecture whose kernels can start early, and the first driver that captures such launches: 12.3.
+constexpr int kFirstEarly = 90, kFirstEarlyDriver = 12030;
 
 Driver driver;
 Device facts;
-bool is_ready = false;
+bool is_ready = false, starts_early = false;
 Kernel* first = nullptr;
 thread_local char detail[512] = "";
 
@@ -81,13 +83,19 @@ bool find(void* library, const char* name, Function& function) {
 bool open_driver() {
   void* library = dlopen("libcuda.so.1", RTLD_NOW);
   if (library) find(library, "cuLaunchKernelEx", driver.launch_with);
-  return library && find(library, "cuInit", driver.init) && find(library, "cuCtxGetCurrent", driver.get_current) &&
-         find(library, "cuCtxGetDevice", driver.get_device) &&
+  return library && find(library, "cuInit", driver.init) && find(library, "cuDriverGetVersion", driver.get_version) &&
+         find(library, "cuCtxGetCurrent", driver.get_current) && find(library, "cuCtxGetDevice", driver.get_device) &&
          find(library, "cuDeviceGetAttribute", driver.get_attribute) &&
          find(library, "cuModuleLoadData", driver.load) && find(library, "cuModuleGetFunction", driver.get_function) &&
          find(library, "cuFuncSetAttribute", driver.set_attribute) && find(library, "cuLaunchKernel", driver.launch) &&
          find(library, "cuMemsetD32Async", driver.memset32) && find(library, "cuMemcpyDtoDAsync_v2", driver.copy) &&
          find(library, "cuGetErrorName", driver.error_name) && find(library, "cuGetErrorString", driver.error_string);
+}
+
+bool can_start_early() {
+  int version = 0;
+  return facts.arch >= kFirstEarly && !driver.get_version(&version) && version >= kFirstEarlyDriver &&
+         driver.launch_with;
 }
 
 int attribute(int name, int ordinal) {
@@ -135,7 +143,7 @@ int Kernel::resolve(void* module) {
 
 int Kernel::enqueue(Dim3 grid, Dim3 block, unsigned shared, Stream stream, void** arguments) const {
   if (!is_ready) return kNotInitialised;
-  if (start_ == Start::kEarly && facts.arch >= kFirstEarly && driver.launch_with) {
+  if (start_ == Start::kEarly && starts_early) {
     LaunchAttribute early{kProgrammaticSerialization, 0, {1}};
     const LaunchConfig config{grid, block, shared, stream, &early, 1};
     return driver.launch_with(&config, handle_, arguments, nullptr);
@@ -170,6 +178,7 @@ ORIN_API int orin_init() {
   if (const int status = driver.get_device(&ordinal)) return status;
   facts = {attribute(kMajor, ordinal) * 10 + attribute(kMinor, ordinal), attribute(kMultiprocessorCount, ordinal),
            attribute(kL2CacheSize, ordinal), attribute(kMaxSharedPerBlockOptin, ordinal)};
+  starts_early = can_start_early();
   struct Loaded {
     const Cubin* cubin;
     void* module;
