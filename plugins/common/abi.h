@@ -24,12 +24,12 @@
 #define ORIN_TEXT_INT(name) "I " #name "\n"
 #define ORIN_TEXT_FLOAT(name) "F " #name "\n"
 
-#define ORIN_ABI(Struct, name, FIELDS)                                        \
-  namespace orin {                                                            \
-  struct Struct {                                                             \
-    FIELDS(ORIN_FIELD_POINTER, ORIN_FIELD_INT, ORIN_FIELD_FLOAT)              \
-  };                                                                          \
-  }                                                                           \
+#define ORIN_ABI(Struct, name, FIELDS)                                          \
+  namespace orin {                                                              \
+  struct Struct {                                                               \
+    FIELDS(ORIN_FIELD_POINTER, ORIN_FIELD_INT, ORIN_FIELD_FLOAT)                \
+  };                                                                            \
+  }                                                                             \
   ORIN_API int orin_##name(const orin::Struct* arguments, orin::Stream stream); \
   ORIN_API const char* orin_##name##_fields();
 

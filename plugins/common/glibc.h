@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Symbols that glibc 2.34 gave a new version without a new meaning, held at their first one: a library that is linked on
-// a newer system then loads on an older one too. Include it where they are used.
+// Symbols that glibc 2.34 gave a new version without a new meaning, held at their first one: a library that is linked
+// on a newer system then loads on an older one too. Include it where they are used.
 #pragma once
 
 #ifdef __aarch64__

@@ -57,8 +57,8 @@ __device__ Eight read_eight(const EmbeddingParams& p, int id, int column) {
     }
     return scaled(q, __half2float(scales[at.scale]));
   }
-  const uint32 raw = *reinterpret_cast<const uint32*>(static_cast<const signed char*>(p.table) +
-                                                      (size_t(id) * p.hidden + column) / 2);
+  const uint32 raw =
+      *reinterpret_cast<const uint32*>(static_cast<const signed char*>(p.table) + (size_t(id) * p.hidden + column) / 2);
 #pragma unroll
   for (int i = 0; i < 8; ++i) q[i] = float(int((raw >> (4 * i)) & 15) - 8);
   return scaled(q, __half2float(scales[size_t(id) * (p.hidden / p.group_size) + column / p.group_size]));

@@ -35,8 +35,8 @@ ORIN_API int orin_embedding(const orin::Embedding* a, orin::Stream stream) {
                         a->bits, a->kernel_layout);
   }
   if (a->tokens == 0) return kOk;
-  const EmbeddingParams params{static_cast<const int*>(a->ids), a->table,  a->scale,     a->y,
-                               a->vocab,                        a->hidden, a->group_size};
+  const EmbeddingParams params{
+      static_cast<const int*>(a->ids), a->table, a->scale, a->y, a->vocab, a->hidden, a->group_size};
   const unsigned threads = std::min(256, (a->hidden / 8 + 31) / 32 * 32);
   return kernel->launch({unsigned(a->tokens)}, {threads}, 0, stream, params);
 }

@@ -26,13 +26,11 @@ __device__ __forceinline__ uint32 load_u8(const void* pointer) {
   return v;
 }
 
-// Volatile: the compiler must not move it behind the products. Not `nc`: the kernel in front may still write x when this
-// one starts.
+// Volatile: the compiler must not move it behind the products. Not `nc`: the kernel in front may still write x when
+// this one starts.
 __device__ __forceinline__ uint4 load_x(const void* pointer) {
   uint4 v;
-  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(pointer));
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(pointer));
   return v;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // OrinLinear of few rows of W for few tokens, such as the gates of a gated-delta layer: a matter of latency alone. A
-// block makes one value of y, each of its warps a part of K. All that a warp needs is on its way before it computes; the
-// norm's 1/rms is found beside the product, which it scales in the end, so that nothing waits for it.
+// block makes one value of y, each of its warps a part of K. All that a warp needs is on its way before it computes;
+// the norm's 1/rms is found beside the product, which it scales in the end, so that nothing waits for it.
 #include "kernels/linear/epilogue.cuh"
 
 using namespace orin;
