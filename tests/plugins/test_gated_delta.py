@@ -42,6 +42,16 @@ def assert_equal(found: tuple[Array, Array, Array], case: Case) -> None:
             assert found[2][slot].tobytes() == inputs["rec"][slot].tobytes()
 
 
+def first_tokens(case: Case, sequence: int, tokens: int) -> tuple[Array, ...]:
+    """The inputs of a step of one sequence's first tokens alone."""
+    inputs = named(case)
+    begin = inputs["cu_seqlens"][sequence]
+    kept = inputs | {name: inputs[name][begin : begin + tokens] for name in ("qkvz", "ba")}
+    kept |= {"cu_seqlens": np.array([0, tokens], np.int32)}
+    kept |= {name: inputs[name][sequence : sequence + 1] for name in ("past_lens", "slots")}
+    return tuple(kept.values())
+
+
 def check(case: Case, kernels: KernelLibrary, stream: Any) -> None:
     launch = Launch(case, kernels, stream)
     assert_equal(launch.run(), case)
@@ -49,7 +59,7 @@ def check(case: Case, kernels: KernelLibrary, stream: Any) -> None:
 
 
 @pytest.mark.parametrize("past", [0, 5])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 8, 12, 13, 32, 33, 63, 64, 65, 127, 128, 129, 192, 193, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 8, 12, 16, 17, 32, 33, 63, 64, 65, 127, 128, 129, 192, 193, 300])
 def test_lengths_around_every_edge(tokens: int, past: int, kernels: KernelLibrary, stream: Any) -> None:
     check(step(tokens, Heads(1, 2), [Row(tokens, past, 1)]), kernels, stream)
 
@@ -66,6 +76,53 @@ def test_shapes_of_models(heads: Heads, tokens: int, kernels: KernelLibrary, str
 )
 def test_odd_shapes(heads: Heads, tokens: int, kernels: KernelLibrary, stream: Any) -> None:
     check(step(tokens, heads, [Row(tokens, 3, 0)]), kernels, stream)
+
+
+ROUNDS = {
+    "split": Heads(1, 2),
+    "whole": Heads(1, 17),
+    "split-64": Heads(1, 2, 64),
+    "whole-64": Heads(1, 34, 64),
+    "whole-32": Heads(2, 4, 32),
+}
+"""One head over several blocks on a large GPU, or too many heads for that in a step of three sequences."""
+
+
+@pytest.mark.parametrize("keep_steps", [False, True])
+@pytest.mark.parametrize("tokens", [7, 8, 9, 15, 16, 17, 25, 33])
+@pytest.mark.parametrize("heads", ROUNDS.values(), ids=ROUNDS)
+def test_rounds_of_tokens(heads: Heads, tokens: int, keep_steps: bool, kernels: KernelLibrary, stream: Any) -> None:
+    """Token by token around one, two and four rounds, beside shorter sequences; the state after every token."""
+    rows = [Row(tokens, 5, 2), Row(1, 0, 0), Row(2, 4, 1)]
+    case = step(17, heads, rows)
+    launch = Launch(case, kernels, stream, keep_steps=keep_steps)
+    assert_equal(launch.run(), case)
+    assert not launch.semaphores.read().any()
+    if not keep_steps:
+        return
+    rec_steps, conv_steps = launch.device["rec_steps"].read(), launch.device["conv_steps"].read()
+    for done in range(1, tokens + 1):
+        _, conv, rec = OPS[case.op_type].compute(first_tokens(case, 0, done), case.attributes)
+        assert np.array_equal(conv_steps[done - 1], conv[2])
+        assert relative_error(rec_steps[done - 1], rec[2]) < RELATIVE_ERROR["float16"]
+
+
+@pytest.mark.parametrize("tokens", [2, 16, 17, 40])
+def test_tokens_give_the_same_one_by_one(tokens: int, kernels: KernelLibrary, stream: Any) -> None:
+    """A step of several tokens is bit for bit what steps of one token are."""
+    case = step(18, Heads(1, 2), [Row(tokens, 3, 1)])
+    whole = Launch(case, kernels, stream, keep_steps=True)
+    y, conv, rec = whole.run()
+    inputs = named(case)
+    for token in range(tokens):
+        part = inputs | {name: inputs[name][token : token + 1] for name in ("qkvz", "ba")}
+        part |= {"cu_seqlens": np.array([0, 1], np.int32)}
+        launch = Launch(Case(case.name, case.op_type, tuple(part.values()), case.attributes), kernels, stream)
+        launch.enqueue()
+        out, inputs["conv"], inputs["rec"] = launch.read()
+        assert out[0].tobytes() == y[token].tobytes()
+    assert inputs["conv"].tobytes() == conv.tobytes()
+    assert inputs["rec"].tobytes() == rec.tobytes()
 
 
 @pytest.mark.parametrize("decay", [-12.0, -6.0, 0.0, 4.0, 60.0])
@@ -133,7 +190,7 @@ def test_the_state_after_every_token_can_be_restored(
 ) -> None:
     import gpu
 
-    lengths, accepted = [8, 1, 5, 4, 3], [3, 1, 5, 1, 0]
+    lengths, accepted = [20, 1, 5, 4, 3], [17, 1, 5, 1, 0]
     rows = [Row(tokens, past, slot) for slot, tokens in enumerate(lengths[:3])] + [Row(4, 0, -1), Row(3, past, 4)]
     case = step(16, heads, rows, slots=5)
     launch = Launch(case, kernels, stream, keep_steps=True)
@@ -150,14 +207,11 @@ def test_the_state_after_every_token_can_be_restored(
     )
     kernels.launch("gated_delta_restore", arguments, stream.handle)
     restored = launch.read()
-    inputs = named(case)
-    for b, (slot, begin) in enumerate(zip(inputs["slots"], inputs["cu_seqlens"][:-1], strict=True)):
+    for b, slot in enumerate(named(case)["slots"]):
         if slot < 0:
             continue
-        kept = inputs | {name: inputs[name][begin : begin + (accepted[b] or lengths[b])] for name in ("qkvz", "ba")}
-        kept |= {"cu_seqlens": np.array([0, len(kept["ba"])], np.int32)}
-        kept |= {name: inputs[name][b : b + 1] for name in ("past_lens", "slots")}
-        _, conv, rec = OPS[case.op_type].compute(tuple(kept.values()), case.attributes)
+        kept = first_tokens(case, b, accepted[b] or lengths[b])
+        _, conv, rec = OPS[case.op_type].compute(kept, case.attributes)
         assert np.array_equal(restored[1][slot], conv[slot])
         assert relative_error(restored[2][slot], rec[slot]) < RELATIVE_ERROR["float16"]
 

@@ -15,6 +15,10 @@
 // Both products with the state use the old one, so that a token needs one reduction over the warps, not two:
 //   d = beta (v - e^g S^T k)      o = S'^T q = e^g S^T q + (k.q) d      S' = e^g S + k d^T
 // q and k enter unnormalised; their lengths are factors of the sums.
+//
+// Tokens are taken in rounds. What needs no state is done for a whole round at once: convolutions, gates, dot products.
+// Then a token costs one barrier, behind which every warp adds up the sums of all warps for itself. Each token of a
+// round is one warp's to finish: it keeps o, and once the round is through it norms, gates and stores y.
 #include "kernels/gated_delta/gated_delta.cuh"
 
 using namespace orin;
@@ -23,15 +27,20 @@ namespace {
 
 constexpr int kHistory = kConvTaps - 1;
 
+// What the lengths of k and q and their product mean for a token.
+struct alignas(16) Scales {
+  float k, q, kq;  // 1 / |k|, 1 / (|q| sqrt(D)), k.q / |k|
+};
+
 template <int D, int C>
 struct Shared {
   static constexpr int kWarps = D / 16;
+  static constexpr int kRound = C < 128 ? kMaxRound : kMaxRound / 2;  // tokens of a round: what fits
 
-  float in[2][2 * D + 2 * C];  // k, q, v convolved, and the gate norm silu(z), of a token; two buffers save a barrier
-  float partial[2][kWarps][C];
-  float product[2][C];  // S^T k, S^T q
-  float kk, qq, kq;     // dot products of k and q
-  float2 gates[64];     // e^g and beta of a token, by its number; made for 32 tokens at a time
+  float in[kRound][2 * D + 2 * C];  // k, q, v convolved, and the gate norm silu(z), of each token; o replaces q
+  float partial[2][2][kWarps][C];   // of S^T k and S^T q; two buffers save a barrier
+  Scales scales[kRound];
+  float2 gates[32];  // e^g and beta of 32 tokens of the step
   bool is_last_reader;
 };
 
@@ -48,6 +57,7 @@ struct Channel {
 
   // The output for the next input, which enters the window.
   __device__ float advance(half next) {
+    asm volatile("" : "+r"(taps.pair[0]), "+r"(taps.pair[1]));  // to be widened each time: kept, they cost registers
     float tap[kConvTaps];
     widen(taps, tap);
     float c = tap[kHistory] * __half2float(next);
@@ -73,9 +83,10 @@ __device__ __forceinline__ float4 operator*(float a, float4 b) { return {a * b.x
 __device__ __forceinline__ float4 fma(float a, float4 b, float4 c) {
   return {a * b.x + c.x, a * b.y + c.y, a * b.z + c.z, a * b.w + c.w};
 }
-__device__ __forceinline__ float4 add_from_lane(float4 a, int mask) {
-  return {a.x + __shfl_xor_sync(~0u, a.x, mask), a.y + __shfl_xor_sync(~0u, a.y, mask),
-          a.z + __shfl_xor_sync(~0u, a.z, mask), a.w + __shfl_xor_sync(~0u, a.w, mask)};
+// What a lane keeps and what the other lane gives.
+__device__ __forceinline__ float4 add_from_lane(float4 keep, float4 give, int mask) {
+  return {keep.x + __shfl_xor_sync(~0u, give.x, mask), keep.y + __shfl_xor_sync(~0u, give.y, mask),
+          keep.z + __shfl_xor_sync(~0u, give.z, mask), keep.w + __shfl_xor_sync(~0u, give.w, mask)};
 }
 __device__ __forceinline__ float4& vector_at(float* x) { return *reinterpret_cast<float4*>(x); }
 
@@ -85,12 +96,54 @@ __device__ __forceinline__ float squares_of(float4 o) {
   return sum_over<lanes>(o.x * o.x + o.y * o.y + o.z * o.z + o.w * o.w);
 }
 
+// Neighbouring columns.
+template <int N>
+struct alignas(4 * N) Columns {
+  float at[N];
+};
+template <int N>
+__device__ __forceinline__ Columns<N>& columns_at(float* x) {
+  return *reinterpret_cast<Columns<N>*>(x);
+}
+
+// The four columns from `column` on, when lane l has those from N l on.
+template <int N>
+__device__ __forceinline__ float4 spread(const Columns<N>& x, int column) {
+  const auto get = [&](int j) { return N == 4 ? x.at[j % N] : __shfl_sync(~0u, x.at[j % N], (column + j) / N); };
+  return {get(0), get(1), get(2), get(3)};
+}
+
+// A warp's sums over its rows of S^T k and S^T q. Lanes that have the same columns halve what they add up: some keep
+// one of the two, then some the left columns.
+template <int C, int W>
+__device__ __forceinline__ void store_partial(float (&partial)[2][W][C], float4 by_k, float4 by_q, int column) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (C == 128) {
+    vector_at(&partial[0][warp][column]) = by_k, vector_at(&partial[1][warp][column]) = by_q;
+    return;
+  }
+  const bool keeps_q = lane & 16, keeps_right = lane & 8;
+  const float4 sum = add_from_lane(keeps_q ? by_q : by_k, keeps_q ? by_k : by_q, 16);
+  float* to = &partial[keeps_q][warp][column];
+  if (C == 64) {
+    vector_at(to) = sum;
+    return;
+  }
+  const float2 left{sum.x, sum.y}, right{sum.z, sum.w};
+  const float2 keep = keeps_right ? right : left, give = keeps_right ? left : right;
+  *reinterpret_cast<float2*>(to + 2 * keeps_right) = {keep.x + __shfl_xor_sync(~0u, give.x, 8),
+                                                      keep.y + __shfl_xor_sync(~0u, give.y, 8)};
+}
+
+// By a warp.
 template <int D>
-__device__ float dot(const float* a, const float* b) {
-  float sum = 0;
+__device__ Scales make_scales(const float* k, const float* q) {
+  float kk = 0, qq = 0, kq = 0;
 #pragma unroll
-  for (int i = 0; i < D; i += 32) sum += a[i + threadIdx.x % 32] * b[i + threadIdx.x % 32];
-  return sum_over(sum);
+  for (int i = threadIdx.x % 32; i < D; i += 32) kk += k[i] * k[i], qq += q[i] * q[i], kq += k[i] * q[i];
+  kk = sum_over(kk), qq = sum_over(qq), kq = sum_over(kq);
+  const float k_scale = rsqrtf(kk + kL2Eps);
+  return {k_scale, rsqrtf((qq + kL2Eps) * D), kq * k_scale};
 }
 
 // Rows of y that belong to padding: of a padded sequence, and what lies behind the last one.
@@ -103,35 +156,33 @@ __device__ void zero_padding(const GatedDeltaParams& p, const Sequence& s, int b
   }
 }
 
-// One warp tells the other blocks of a head its sum of squares for token `number` (from 1) of the step, and adds up
-// theirs. Lane i writes to and reads from block i. A word has one writer, who writes it again only two tokens later,
-// when it has seen the reader's word of the token between; so after the last token the reader can clear it.
-template <int splits>
-__device__ __forceinline__ void publish(Semaphore& semaphore, int split, unsigned number, float squares) {
-  const unsigned lane = threadIdx.x % 32;
-  if (lane >= splits) return;
-  const unsigned long long word = static_cast<unsigned long long>(number) << 32 | __float_as_uint(squares);
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(&semaphore.squares[number % 2][lane][split]), "l"(word)
-               : "memory");
+// A warp tells the other blocks of a head its sums of squares for its tokens of a round, and adds up theirs: a lane for
+// each token and block. `number` of the lane's token counts from 0 in the step. A word has one writer, who writes it
+// again only two rounds later, when it has seen the reader's word of the round between; so with the last token that it
+// serves the reader can clear it.
+__device__ __forceinline__ void publish(Exchange& exchange, int reader, int writer, int number, float squares) {
+  const unsigned long long word = static_cast<unsigned long long>(number + 1) << 32 | __float_as_uint(squares);
+  asm volatile(
+      "st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(&exchange.squares[number % (2 * kMaxRound)][reader][writer]),
+      "l"(word)
+      : "memory");
 }
-template <int splits>
-__device__ __forceinline__ float collect(Semaphore& semaphore, int split, unsigned number, bool is_last) {
-  const unsigned lane = threadIdx.x % 32;
-  unsigned long long word = 0;
-  if (lane < splits) {
-    const unsigned long long* from = &semaphore.squares[number % 2][split][lane];
-    do {
-      asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(word) : "l"(from) : "memory");
-    } while (unsigned(word >> 32) != number);
-    if (is_last) semaphore.squares[0][split][lane] = semaphore.squares[1][split][lane] = 0;
-  }
-  __syncwarp();
-  return __shfl_sync(~0u, sum_over<splits>(__uint_as_float(unsigned(word))), 0);
+__device__ __forceinline__ float collect(Exchange& exchange, int reader, int writer, int number) {
+  const unsigned long long* from = &exchange.squares[number % (2 * kMaxRound)][reader][writer];
+  unsigned long long word;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(word) : "l"(from) : "memory");
+  } while (int(word >> 32) != number + 1);
+  return __uint_as_float(unsigned(word));
 }
 
 template <int D, int C>
 __device__ void step(const GatedDeltaParams& p) {
-  constexpr int lanes = C / 4, rows = lanes / 2, warps = Shared<D, C>::kWarps, splits = D / C;
+  constexpr int lanes = C / 4, rows = lanes / 2, splits = D / C;
+  constexpr int warps = Shared<D, C>::kWarps, round = Shared<D, C>::kRound;
+  constexpr int finishes = round / warps;  // tokens of a round that a warp finishes: one in `warps`
+  constexpr int sums = C / 32;             // columns that a lane adds up over the warps
+  constexpr int ahead = 2;                 // tokens whose inputs are on their way: as many as registers allow
   __shared__ __align__(16) Shared<D, C> shared;
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int repeat = gridDim.x / splits, split = blockIdx.x % splits, column0 = split * C;
@@ -148,7 +199,6 @@ __device__ void step(const GatedDeltaParams& p) {
   }
 
   const float a_log = p.a_log[head], dt_bias = p.dt_bias[head];
-  Semaphore* semaphores = p.semaphores + b * p.value_heads;
   if (!p.is_settled) wait_for_previous();
   const Sequence s = sequence(p, b);
   const bool is_idle = s.slot < 0 || s.begin >= s.end;
@@ -165,14 +215,24 @@ __device__ void step(const GatedDeltaParams& p) {
   const int other = has_v   ? (2 * p.key_heads + head) * D + column0 + thread
                     : has_z ? num_channels + head * D + column0 + thread - D
                             : channel;
-  const half* in = static_cast<const half*>(p.qkvz) + size_t(s.begin) * row_halves;
-  half next, next_other, first_b, first_a;
-  const auto load_inputs = [&] {
-    next = in[channel], next_other = in[other];
-    const half* ba = gate_inputs(p, min(s.begin + lane, s.end - 1), head);
-    first_b = ba[0], first_a = ba[p.value_heads];
+  half next[ahead], next_other[ahead], next_b, next_a;
+  const auto load_inputs = [&](int token, int i) {
+    const half* in = static_cast<const half*>(p.qkvz) + size_t(token) * row_halves;
+    next[i] = in[channel], next_other[i] = in[other];
   };
-  if (!kStartsEarly) load_inputs();
+  const auto load_gates = [&](int first) {
+    const half* ba = gate_inputs(p, min(first + lane, s.end - 1), head);
+    next_b = ba[0], next_a = ba[p.value_heads];
+  };
+  const auto load_first = [&] {
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      if (i && s.begin + i >= s.end) break;
+      load_inputs(s.begin + i, i);
+    }
+    load_gates(s.begin);
+  };
+  if (!kStartsEarly) load_first();
   half* conv = static_cast<half*>(p.conv) + size_t(s.slot) * num_channels * kHistory;
   Channel own, own_v;
   own.load(p, channel, conv, s.is_fresh);
@@ -185,101 +245,134 @@ __device__ void step(const GatedDeltaParams& p) {
 #pragma unroll
   for (int i = 0; i < rows; ++i) state[i] = s.is_fresh ? float4{} : vector_at(state_at(p.rec, s.slot) + i * D);
   const float norm = has_z ? p.norm[column0 + thread - D] : 0.f;
-  if (kStartsEarly) begin(), load_inputs();
+  if (kStartsEarly) begin(), load_first();
   unsigned readers = 0;
   const unsigned last_reader = gridDim.x - 1;
 
-  for (int token = s.begin; token < s.end; ++token) {
-    const int number = token - s.begin;
-    float* k = shared.in[number % 2];
-    float* q = k + D;
-    float* v = q + D;
-    k[thread] = own.advance(next);  // q follows k
-    if (has_v) v[thread] = own_v.advance(next_other);
-    if (has_z) v[C + thread - D] = norm * silu(__half2float(next_other));
-    const bool is_last = token + 1 == s.end;
-    if (warp == warps - 1 && number % 32 == 0) {
-      if (number) {
-        const half* ba = gate_inputs(p, min(token + lane, s.end - 1), head);
-        first_b = ba[0], first_a = ba[p.value_heads];
+  for (int first = s.begin; first < s.end; first += round) {
+    const int count = min(round, s.end - first);
+    if (first > s.begin) __syncthreads();
+    for (int i = 0; i < count; i += ahead) {
+#pragma unroll
+      for (int j = 0; j < ahead; ++j) {
+        const int token = first + i + j;
+        if (j && token >= s.end) break;
+        float* k = shared.in[i + j];
+        float* v = k + 2 * D;
+        k[thread] = own.advance(next[j]);  // q follows k
+        if (has_v) v[thread] = own_v.advance(next_other[j]);
+        if (has_z) v[C + thread - D] = norm * silu(__half2float(next_other[j]));
+        if (token + ahead < s.end) load_inputs(token + ahead, j);
+        if (p.conv_steps) {
+          half* steps = static_cast<half*>(p.conv_steps) + size_t(token) * num_channels * kHistory;
+          own.store(steps, channel);  // blocks that share a key head write the same
+          if (has_v) own_v.store(steps, other);
+        }
       }
-      const Gates gate = make_gates(a_log, dt_bias, first_b, first_a);
-      shared.gates[(number + lane) % 64] = {expf(gate.log_decay), gate.beta};
     }
-    if (!is_last) {
-      in += row_halves;
-      next = in[channel], next_other = in[other];
+    if (warp == warps - 1 && (first - s.begin) % 32 == 0) {
+      if (first > s.begin) load_gates(first);
+      const Gates gate = make_gates(a_log, dt_bias, next_b, next_a);
+      shared.gates[lane] = {expf(gate.log_decay), gate.beta};
     }
     __syncthreads();
     // The last of the blocks that share a key head to have read the convolution's state may write it. What was read has
     // been used before the barrier, so that no fence is needed.
-    if (last_reader && thread == 0 && number == 0) {
-      readers = atomicInc(&semaphores[key_head * repeat].readers, last_reader);
+    if (last_reader && thread == 0 && first == s.begin) {
+      readers = atomicInc(&p.readers[b * p.key_heads + key_head], last_reader);
     }
+#pragma unroll 1  // this and the loops over a warp's tokens below: mostly one turn, and registers are scarce
+    for (int i = warp; i < count; i += warps) shared.scales[i] = make_scales<D>(shared.in[i], shared.in[i] + D);
 
-    if (warp == 0) shared.kk = dot<D>(k, k);
-    if (warp == 1) shared.qq = dot<D>(q, q);
-    if (warp == 2 % warps) shared.kq = dot<D>(k, q);
-    float4 by_k{}, by_q{};
+    // The state after token i of the round, whose d is known.
+    Columns<sums> d;
+    const auto update = [&](int i, bool is_stored) {
+      const float4 scaled_d = shared.scales[i].k * spread(d, column);
+      float* to = p.rec_steps ? state_at(p.rec_steps, first + i) : state_at(p.rec, s.slot);
 #pragma unroll
-    for (int i = 0; i < rows; i += 4) {
-      const float4 k4 = vector_at(k + row0 + i), q4 = vector_at(q + row0 + i);
-      by_k = fma(k4.x, state[i], by_k), by_q = fma(q4.x, state[i], by_q);
-      by_k = fma(k4.y, state[i + 1], by_k), by_q = fma(q4.y, state[i + 1], by_q);
-      by_k = fma(k4.z, state[i + 2], by_k), by_q = fma(q4.z, state[i + 2], by_q);
-      by_k = fma(k4.w, state[i + 3], by_k), by_q = fma(q4.w, state[i + 3], by_q);
-    }
+      for (int r = 0; r < rows; r += 4) {
+        const float4 k4 = vector_at(&shared.in[i][row0 + r]);
+        state[r] = fma(k4.x, scaled_d, state[r]), state[r + 1] = fma(k4.y, scaled_d, state[r + 1]);
+        state[r + 2] = fma(k4.z, scaled_d, state[r + 2]), state[r + 3] = fma(k4.w, scaled_d, state[r + 3]);
+        if (!is_stored) continue;
 #pragma unroll
-    for (int i = 16; i >= lanes; i /= 2) by_k = add_from_lane(by_k, i), by_q = add_from_lane(by_q, i);
-    if (lane < lanes) {
-      vector_at(&shared.partial[0][warp][column]) = by_k;
-      vector_at(&shared.partial[1][warp][column]) = by_q;
-    }
-    __syncthreads();
-    if (thread < 2 * C) {
-      float sum = 0;
-#pragma unroll
-      for (int w = 0; w < warps; ++w) sum += shared.partial[thread / C][w][thread % C];
-      shared.product[thread / C][thread % C] = sum;
-    }
-    const float decay = shared.gates[number % 64].x, k_scale = rsqrtf(shared.kk + kL2Eps);
-#pragma unroll
-    for (int i = 0; i < rows; ++i) state[i] = decay * state[i];
-    __syncthreads();
-
-    const float4 sk = vector_at(&shared.product[0][column]);
-    const float beta = shared.gates[number % 64].y;
-    const float4 d = beta * fma(-decay * k_scale, sk, vector_at(v + column)), scaled_d = k_scale * d;
-    const auto mix = [&] {
-      const float4 sq = vector_at(&shared.product[1][column]);
-      return rsqrtf((shared.qq + kL2Eps) * D) * fma(shared.kq * k_scale, d, decay * sq);
+        for (int j = r; j < r + 4; ++j) vector_at(to + j * D) = state[j];
+      }
     };
-    if (splits > 1 && warp == 0) publish<splits>(semaphores[head], split, number + 1, squares_of<lanes>(mix()));
-    float* to = p.rec_steps ? state_at(p.rec_steps, token) : state_at(p.rec, s.slot);
-    const bool is_stored = p.rec_steps || is_last;
+    for (int i = 0; i < count; ++i) {
+      if (i) update(i - 1, p.rec_steps);
+      float4 by_k{}, by_q{};
 #pragma unroll
-    for (int i = 0; i < rows; i += 4) {
-      const float4 k4 = vector_at(k + row0 + i);
-      state[i] = fma(k4.x, scaled_d, state[i]), state[i + 1] = fma(k4.y, scaled_d, state[i + 1]);
-      state[i + 2] = fma(k4.z, scaled_d, state[i + 2]), state[i + 3] = fma(k4.w, scaled_d, state[i + 3]);
-      if (!is_stored) continue;
+      for (int r = 0; r < rows; r += 4) {
+        const float4 k4 = vector_at(&shared.in[i][row0 + r]), q4 = vector_at(&shared.in[i][D + row0 + r]);
+        by_k = fma(k4.x, state[r], by_k), by_q = fma(q4.x, state[r], by_q);
+        by_k = fma(k4.y, state[r + 1], by_k), by_q = fma(q4.y, state[r + 1], by_q);
+        by_k = fma(k4.z, state[r + 2], by_k), by_q = fma(q4.z, state[r + 2], by_q);
+        by_k = fma(k4.w, state[r + 3], by_k), by_q = fma(q4.w, state[r + 3], by_q);
+      }
+      auto& partial = shared.partial[i % 2];
+      store_partial<C>(partial, by_k, by_q, column);
+      const float2 gates = shared.gates[(first - s.begin) % 32 + i];
+      const float decay = gates.x, beta = gates.y;
 #pragma unroll
-      for (int j = i; j < i + 4; ++j) vector_at(to + j * D) = state[j];
-    }
-    if (p.conv_steps) {
-      half* steps = static_cast<half*>(p.conv_steps) + size_t(token) * num_channels * kHistory;
-      own.store(steps, channel);  // blocks that share a key head write the same
-      if (has_v) own_v.store(steps, other);
+      for (int r = 0; r < rows; ++r) state[r] = decay * state[r];
+      __syncthreads();
+
+      // Of all warps, always in the same order; each warp for itself, lane l the columns from `sums` l on.
+      const auto sum = [&](float (&of)[warps][C]) {
+        Columns<sums> total{};
+#pragma unroll
+        for (int w = 0; w < warps; ++w) {
+          const Columns<sums> x = columns_at<sums>(&of[w][sums * lane]);
+#pragma unroll
+          for (int j = 0; j < sums; ++j) total.at[j] += x.at[j];
+        }
+        return total;
+      };
+      const float k_scale = shared.scales[i].k;
+      const Columns<sums> sk = sum(partial[0]), v = columns_at<sums>(&shared.in[i][2 * D + sums * lane]);
+#pragma unroll
+      for (int j = 0; j < sums; ++j) d.at[j] = beta * (-decay * k_scale * sk.at[j] + v.at[j]);
+      if (warp == i % warps) {
+        const Columns<sums> sq = sum(partial[1]);
+        const float q_scale = shared.scales[i].q, kq = shared.scales[i].kq;
+        Columns<sums>& o = columns_at<sums>(&shared.in[i][D + sums * lane]);
+#pragma unroll
+        for (int j = 0; j < sums; ++j) o.at[j] = q_scale * (kq * d.at[j] + decay * sq.at[j]);
+      }
     }
 
-    if (warp == 0) {
-      const float4 o = mix();
-      const float squares =
-          splits > 1 ? collect<splits>(semaphores[head], split, number + 1, is_last) : squares_of<lanes>(o);
-      const float scale = rsqrtf(squares / D + p.norm_eps);
-      const float4 gate = vector_at(v + C + column);
+    // The round is through but for the state after its last token, which nobody else waits for.
+    __syncwarp();
+    const auto mixed = [&](int i) { return vector_at(&shared.in[i][D + column]); };
+    const int finished = warp + lane / splits * warps, number = first - s.begin + finished;
+    float squares = 0;  // sum over o of token `finished`: first this block's, then that of block lane % splits
+#pragma unroll 1
+    for (int j = 0; j < finishes && warp + j * warps < count; ++j) {
+      const float token_squares = squares_of<lanes>(mixed(warp + j * warps));
+      if (lane / splits == j) squares = token_squares;
+    }
+    Exchange& exchange = p.exchange[b * p.value_heads + head];
+    if (splits > 1 && finished < count) publish(exchange, lane % splits, split, number, squares);
+    update(count - 1, p.rec_steps || first + count == s.end);
+    if (splits > 1) {
+      if (finished < count) {
+        squares = collect(exchange, split, lane % splits, number);
+        if (number + round >= s.end - s.begin) {
+          exchange.squares[number % (2 * round)][split][lane % splits] = 0;
+          exchange.squares[(number + round) % (2 * round)][split][lane % splits] = 0;
+        }
+      }
+      __syncwarp();
+      squares = sum_over<splits>(squares);
+    }
+#pragma unroll 1
+    for (int j = 0; j < finishes && warp + j * warps < count; ++j) {
+      const int i = warp + j * warps;
+      const float scale = rsqrtf(__shfl_sync(~0u, squares, j * splits) / D + p.norm_eps);
+      const float4 o = mixed(i), gate = vector_at(shared.in[i] + 2 * D + C + column);
       const float out[4] = {o.x * scale * gate.x, o.y * scale * gate.y, o.z * scale * gate.z, o.w * scale * gate.w};
-      half* y = static_cast<half*>(p.y) + (size_t(token) * p.value_heads + head) * D + column0 + column;
+      half* y = static_cast<half*>(p.y) + (size_t(first + i) * p.value_heads + head) * D + column0 + column;
       if (lane < lanes) store_halves(y, out);
     }
   }
@@ -303,7 +396,9 @@ extern "C" __global__ void __launch_bounds__(64) gated_delta_step_32(GatedDeltaP
 extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64(GatedDeltaParams p) { step<64, 64>(p); }
 extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128(GatedDeltaParams p) { step<128, 128>(p); }
 extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64_split(GatedDeltaParams p) { step<64, 32>(p); }
-extern "C" __global__ void __launch_bounds__(256) gated_delta_step_128_split(GatedDeltaParams p) { step<128, 32>(p); }
+extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128_split(GatedDeltaParams p) {
+  step<128, 32>(p);
+}
 
 // Back to the state after the first `accepted` tokens of each sequence.
 extern "C" __global__ void gated_delta_restore(RestoreParams p) {

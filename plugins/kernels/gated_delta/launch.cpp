@@ -99,7 +99,17 @@ int launch_chunks(const GatedDelta& a, GatedDeltaParams& p, int tiles, Stream st
   return (dim == 64 ? output_64 : output_128).launch({places, heads}, {128}, output_bytes(dim), stream, p);
 }
 
-int launch_steps(const GatedDelta& a, const GatedDeltaParams& p, bool is_split, Stream stream) {
+// Bytes of what must be zero between launches.
+int64_t carve_semaphores(const GatedDelta& a, bool is_split, GatedDeltaParams& p) {
+  Carver carver(a.semaphores);
+  const int64_t heads = is_split ? int64_t(a.sequences) * a.value_heads : 0;
+  p.exchange = static_cast<Exchange*>(carver.take(heads * sizeof(Exchange)));
+  p.readers = static_cast<unsigned*>(carver.take(int64_t(a.sequences) * a.key_heads * sizeof(unsigned)));
+  return carver.size();
+}
+
+int launch_steps(const GatedDelta& a, GatedDeltaParams& p, bool is_split, Stream stream) {
+  carve_semaphores(a, is_split, p);
   const int dim = a.value_dim, splits = is_split ? dim / kSplitColumns : 1;
   const Kernel& kernel = dim == 32   ? step_32
                          : dim == 64 ? (is_split ? step_64_split : step_64)
@@ -120,7 +130,9 @@ ORIN_API int64_t orin_gated_delta_workspace(const orin::GatedDelta* a) {
 }
 
 ORIN_API int64_t orin_gated_delta_semaphores(const orin::GatedDelta* a) {
-  return orin::choose(*a).is_chunked ? 0 : int64_t(a->sequences) * a->value_heads * sizeof(orin::Semaphore);
+  const orin::GatedDeltaChoice choice = orin::choose(*a);
+  orin::GatedDeltaParams params{};
+  return choice.is_chunked ? 0 : orin::carve_semaphores(*a, choice.is_split, params);
 }
 
 ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
@@ -139,7 +151,6 @@ ORIN_API int orin_gated_delta(const orin::GatedDelta* a, orin::Stream stream) {
   params.past_lens = static_cast<const int*>(a->past_lens), params.slots = static_cast<const int*>(a->slots);
   params.y = a->y;
   params.rec_steps = static_cast<float*>(a->rec_steps), params.conv_steps = a->conv_steps;
-  params.semaphores = static_cast<Semaphore*>(a->semaphores);
   params.tokens = a->tokens, params.sequences = a->sequences;
   params.key_heads = a->key_heads, params.value_heads = a->value_heads, params.norm_eps = a->norm_eps;
   params.is_settled = a->settled;

@@ -10,13 +10,13 @@ constexpr int kConvTaps = 4;  // width of the convolution; its state holds the l
 constexpr int kSplitColumns = 32;
 constexpr int kMaxSplits = 4;
 
-// What blocks of one launch tell each other about a value head of a sequence. Zero between launches.
-struct Semaphore {
-  // By token's parity, reader, writer: {number of the token in the step, from 1; float bits of a piece's sum of
-  // squares}.
-  unsigned long long squares[2][kMaxSplits][kMaxSplits];
-  unsigned readers;  // of the convolution's state of a key head, at its first value head
-  unsigned unused[3];
+constexpr int kMaxRound = 16;  // tokens of one sequence that the token-by-token kernels prepare and finish together
+
+// What blocks of one launch that share a value head of a sequence tell each other. Zero between launches.
+struct Exchange {
+  // By token, two rounds of them in turn, reader, writer: {number of the token in the step, from 1; float bits of a
+  // piece's sum of squares}.
+  unsigned long long squares[2 * kMaxRound][kMaxSplits][kMaxSplits];
 };
 
 // T tokens, B sequences, S slots, Hk and Hv heads, D = Dk = Dv, channels = (2 Hk + Hv) D, N places of chunks
@@ -36,7 +36,8 @@ struct GatedDeltaParams {
   void* y;                  // float16 [T, Hv D]
   float* rec_steps;         // [T, Hv, D, D] or null: the recurrent state after each token
   void* conv_steps;         // float16 [T, channels, 3] or null: the convolution's state after each token
-  Semaphore* semaphores;    // [B, Hv]
+  Exchange* exchange;       // [B, Hv], where columns are split
+  unsigned* readers;        // [B, Hk]: blocks that have read the convolution's state. Zero between launches
   int tokens;
   int sequences;
   int key_heads;
