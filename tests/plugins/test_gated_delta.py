@@ -59,7 +59,7 @@ def check(case: Case, kernels: KernelLibrary, stream: Any) -> None:
 
 
 @pytest.mark.parametrize("past", [0, 5])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 8, 12, 16, 17, 32, 33, 63, 64, 65, 127, 128, 129, 192, 193, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 8, 12, 16, 17, 24, 25, 63, 64, 65, 127, 128, 129, 192, 193, 300])
 def test_lengths_around_every_edge(tokens: int, past: int, kernels: KernelLibrary, stream: Any) -> None:
     check(step(tokens, Heads(1, 2), [Row(tokens, past, 1)]), kernels, stream)
 
@@ -93,7 +93,7 @@ ROUNDS = {
 @pytest.mark.parametrize("heads", ROUNDS.values(), ids=ROUNDS)
 def test_rounds_of_tokens(heads: Heads, tokens: int, keep_steps: bool, kernels: KernelLibrary, stream: Any) -> None:
     """Token by token around one, two and four rounds, beside shorter sequences; the state after every token."""
-    rows = [Row(tokens, 5, 2), Row(1, 0, 0), Row(2, 4, 1)]
+    rows = [Row(tokens, 5, 2), Row(1, 0, 0), Row(2, 4, 1)]  # 36 tokens at most: 12 for each, never by chunks
     case = step(17, heads, rows)
     launch = Launch(case, kernels, stream, keep_steps=keep_steps)
     assert_equal(launch.run(), case)
@@ -105,6 +105,21 @@ def test_rounds_of_tokens(heads: Heads, tokens: int, keep_steps: bool, kernels: 
         _, conv, rec = OPS[case.op_type].compute(first_tokens(case, 0, done), case.attributes)
         assert np.array_equal(conv_steps[done - 1], conv[2])
         assert relative_error(rec_steps[done - 1], rec[2]) < RELATIVE_ERROR["float16"]
+
+
+@pytest.mark.parametrize("keep_steps", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "tokens"), [(Heads(1, 2), 3), (Heads(1, 2), 16), (ONE, 33), (Heads(1, 2, 64), 33), (Heads(1, 17), 16)]
+)
+def test_several_tokens_beside_empty_sequences(
+    heads: Heads, tokens: int, keep_steps: bool, kernels: KernelLibrary, stream: Any
+) -> None:
+    """No more tokens than sequences, as in a decode step, but not one of each; all but the last split columns."""
+    rows = [Row(tokens, 5, 2), Row(0, 7, 0), Row(0, 0, 1), *[Row(0, 0, -1)] * (tokens - 3)]
+    case = step(19, heads, rows)
+    launch = Launch(case, kernels, stream, keep_steps=keep_steps)
+    assert_equal(launch.run(), case)
+    assert not launch.semaphores.read().any()
 
 
 @pytest.mark.parametrize("tokens", [2, 16, 17, 40])

@@ -18,7 +18,8 @@
 //
 // Tokens are taken in rounds. What needs no state is done for a whole round at once: convolutions, gates, dot products.
 // Then a token costs one barrier, behind which every warp adds up the sums of all warps for itself. Each token of a
-// round is one warp's to finish: it keeps o, and once the round is through it norms, gates and stores y.
+// round is one warp's to finish: it keeps o, and once the round is through it norms, gates and stores y. A decode step
+// has rounds of one token: their code is shorter, and they leave shared memory to the L1 cache.
 #include "kernels/gated_delta/gated_delta.cuh"
 
 using namespace orin;
@@ -27,19 +28,19 @@ namespace {
 
 constexpr int kHistory = kConvTaps - 1;
 
-// What the lengths of k and q and their product mean for a token.
-struct alignas(16) Scales {
-  float k, q, kq;  // 1 / |k|, 1 / (|q| sqrt(D)), k.q / |k|
+// Dot products of a token's k and q.
+struct alignas(16) Dots {
+  float kk, qq, kq, qq_again;
 };
 
-template <int D, int C>
+template <int D, int C, int kRound>
 struct Shared {
   static constexpr int kWarps = D / 16;
-  static constexpr int kRound = C < 128 ? kMaxRound : kMaxRound / 2;  // tokens of a round: what fits
+  static constexpr int kBuffers = kRound == 1 ? 1 : 2;
 
-  float in[kRound][2 * D + 2 * C];  // k, q, v convolved, and the gate norm silu(z), of each token; o replaces q
-  float partial[2][2][kWarps][C];   // of S^T k and S^T q; two buffers save a barrier
-  Scales scales[kRound];
+  float in[kRound][2 * D + 2 * C];        // k, q, v convolved, and the gate norm silu(z), of each token; o replaces q
+  float partial[kBuffers][2][kWarps][C];  // of S^T k and S^T q; two buffers save a barrier
+  Dots dots[kRound];
   float2 gates[32];  // e^g and beta of 32 tokens of the step
   bool is_last_reader;
 };
@@ -79,14 +80,22 @@ __device__ __forceinline__ void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(from));
 }
 
+// Of a sum of two products the compiler chooses one to round: here it is said, so that all kernels choose alike.
 __device__ __forceinline__ float4 operator*(float a, float4 b) { return {a * b.x, a * b.y, a * b.z, a * b.w}; }
 __device__ __forceinline__ float4 fma(float a, float4 b, float4 c) {
-  return {a * b.x + c.x, a * b.y + c.y, a * b.z + c.z, a * b.w + c.w};
+  return {fmaf(a, b.x, c.x), fmaf(a, b.y, c.y), fmaf(a, b.z, c.z), fmaf(a, b.w, c.w)};
 }
 // What a lane keeps and what the other lane gives.
 __device__ __forceinline__ float4 add_from_lane(float4 keep, float4 give, int mask) {
   return {keep.x + __shfl_xor_sync(~0u, give.x, mask), keep.y + __shfl_xor_sync(~0u, give.y, mask),
           keep.z + __shfl_xor_sync(~0u, give.z, mask), keep.w + __shfl_xor_sync(~0u, give.w, mask)};
+}
+// An address that is made in front of a wait, not where it is used. By way of the global address space: loads from it
+// must not become generic ones.
+__device__ __forceinline__ const half* made_here(const half* address) {
+  size_t number = __cvta_generic_to_global(address);
+  asm volatile("" : "+l"(number));
+  return static_cast<const half*>(__cvta_global_to_generic(number));
 }
 __device__ __forceinline__ float4& vector_at(float* x) { return *reinterpret_cast<float4*>(x); }
 
@@ -122,7 +131,7 @@ __device__ __forceinline__ void store_partial(float (&partial)[2][W][C], float4 
     vector_at(&partial[0][warp][column]) = by_k, vector_at(&partial[1][warp][column]) = by_q;
     return;
   }
-  const bool keeps_q = lane & 16, keeps_right = lane & 8;
+  const bool keeps_q = lane >= 16, keeps_right = lane & 8;
   const float4 sum = add_from_lane(keeps_q ? by_q : by_k, keeps_q ? by_k : by_q, 16);
   float* to = &partial[keeps_q][warp][column];
   if (C == 64) {
@@ -135,15 +144,18 @@ __device__ __forceinline__ void store_partial(float (&partial)[2][W][C], float4 
                                                       keep.y + __shfl_xor_sync(~0u, give.y, 8)};
 }
 
-// By a warp.
+// By a warp. Lanes halve what they add up: some keep k.q, then some q.q.
 template <int D>
-__device__ Scales make_scales(const float* k, const float* q) {
+__device__ void store_dots(Dots& dots, const float* k, const float* q) {
+  const int lane = threadIdx.x % 32;
   float kk = 0, qq = 0, kq = 0;
 #pragma unroll
-  for (int i = threadIdx.x % 32; i < D; i += 32) kk += k[i] * k[i], qq += q[i] * q[i], kq += k[i] * q[i];
-  kk = sum_over(kk), qq = sum_over(qq), kq = sum_over(kq);
-  const float k_scale = rsqrtf(kk + kL2Eps);
-  return {k_scale, rsqrtf((qq + kL2Eps) * D), kq * k_scale};
+  for (int i = lane; i < D; i += 32) kk += k[i] * k[i], qq += q[i] * q[i], kq += k[i] * q[i];
+  const bool keeps_kq = lane >= 16, keeps_qq = lane & 8;
+  const float k_any = (keeps_kq ? kq : kk) + __shfl_xor_sync(~0u, keeps_kq ? kk : kq, 16);
+  qq += __shfl_xor_sync(~0u, qq, 16);
+  const float sum = sum_over<8>((keeps_qq ? qq : k_any) + __shfl_xor_sync(~0u, keeps_qq ? k_any : qq, 8));
+  if (lane % 8 == 0) (&dots.kk)[lane / 8] = sum;
 }
 
 // Rows of y that belong to padding: of a padded sequence, and what lies behind the last one.
@@ -160,42 +172,37 @@ __device__ void zero_padding(const GatedDeltaParams& p, const Sequence& s, int b
 // each token and block. `number` of the lane's token counts from 0 in the step. A word has one writer, who writes it
 // again only two rounds later, when it has seen the reader's word of the round between; so with the last token that it
 // serves the reader can clear it.
-__device__ __forceinline__ void publish(Exchange& exchange, int reader, int writer, int number, float squares) {
+__device__ __forceinline__ void publish(unsigned long long* to, unsigned number, float squares) {
   const unsigned long long word = static_cast<unsigned long long>(number + 1) << 32 | __float_as_uint(squares);
-  asm volatile(
-      "st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(&exchange.squares[number % (2 * kMaxRound)][reader][writer]),
-      "l"(word)
-      : "memory");
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;\n" ::"l"(to), "l"(word) : "memory");
 }
-__device__ __forceinline__ float collect(Exchange& exchange, int reader, int writer, int number) {
-  const unsigned long long* from = &exchange.squares[number % (2 * kMaxRound)][reader][writer];
+__device__ __forceinline__ float collect(const unsigned long long* from, unsigned number) {
   unsigned long long word;
   do {
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];\n" : "=l"(word) : "l"(from) : "memory");
-  } while (int(word >> 32) != number + 1);
+  } while (unsigned(word >> 32) != number + 1);
   return __uint_as_float(unsigned(word));
 }
 
-template <int D, int C>
+template <int D, int C, int kRound>
 __device__ void step(const GatedDeltaParams& p) {
   constexpr int lanes = C / 4, rows = lanes / 2, splits = D / C;
-  constexpr int warps = Shared<D, C>::kWarps, round = Shared<D, C>::kRound;
-  constexpr int finishes = round / warps;  // tokens of a round that a warp finishes: one in `warps`
-  constexpr int sums = C / 32;             // columns that a lane adds up over the warps
-  constexpr int ahead = 2;                 // tokens whose inputs are on their way: as many as registers allow
-  __shared__ __align__(16) Shared<D, C> shared;
-  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  constexpr int warps = Shared<D, C, kRound>::kWarps, buffers = Shared<D, C, kRound>::kBuffers;
+  constexpr int finishes = (kRound + warps - 1) / warps;  // tokens of a round that a warp finishes: one in `warps`
+  constexpr int sums = C / 32;                            // columns that a lane adds up over the warps
+  constexpr int ahead = kRound == 1 ? 1 : 2;  // tokens whose inputs are on their way: as many as registers allow
+  __shared__ __align__(16) Shared<D, C, kRound> shared;
+  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int repeat = gridDim.x / splits, split = blockIdx.x % splits, column0 = split * C;
   const int key_head = blockIdx.y, head = key_head * repeat + blockIdx.x / splits, b = blockIdx.z;
   const int num_channels = conv_heads(p) * D, row_halves = num_channels + p.value_heads * D;
 
   // A step of one sequence is most often of slot 0: its state is on its way to L2 while lengths and slot are read. Any
-  // other slot finds its own in memory. A block that has all columns has no registers left for it.
+  // other slot finds its own in memory. A block that has all columns has no registers left for it, nor for other things
+  // read or made ahead.
   if (C < D && p.sequences == 1) {
-    constexpr int row_lines = C / 32;
-    const float* rec = p.rec + size_t(head) * D * D + column0;
-#pragma unroll
-    for (int i = thread; i < D * row_lines; i += 2 * D) prefetch_line(rec + i / row_lines * D + i % row_lines * 32);
+    static_assert(C == D || C == 32);  // a line
+    if (thread < D) prefetch_line(p.rec + (size_t(head) * D + thread) * D + column0);
   }
 
   const float a_log = p.a_log[head], dt_bias = p.dt_bias[head];
@@ -216,24 +223,22 @@ __device__ void step(const GatedDeltaParams& p) {
                     : has_z ? num_channels + head * D + column0 + thread - D
                             : channel;
   half next[ahead], next_other[ahead], next_b, next_a;
-  const auto load_inputs = [&](int token, int i) {
-    const half* in = static_cast<const half*>(p.qkvz) + size_t(token) * row_halves;
-    next[i] = in[channel], next_other[i] = in[other];
+  const auto inputs_of = [&](int token, int of) {
+    return static_cast<const half*>(p.qkvz) + size_t(token) * row_halves + of;
   };
-  const auto load_gates = [&](int first) {
-    const half* ba = gate_inputs(p, min(first + lane, s.end - 1), head);
-    next_b = ba[0], next_a = ba[p.value_heads];
-  };
+  const auto gates_of = [&](int first) { return gate_inputs(p, min(first + lane, s.end - 1), head); };
+  const half *first_own = inputs_of(s.begin, channel), *first_other = inputs_of(s.begin, other);
+  const half* first_gates = gates_of(s.begin);
   const auto load_first = [&] {
-#pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      if (i && s.begin + i >= s.end) break;
-      load_inputs(s.begin + i, i);
+    next[0] = *first_own, next_other[0] = *first_other;
+    next_b = first_gates[0], next_a = first_gates[p.value_heads];
+    if (ahead > 1 && s.begin + 1 < s.end) {
+      next[ahead - 1] = *inputs_of(s.begin + 1, channel), next_other[ahead - 1] = *inputs_of(s.begin + 1, other);
     }
-    load_gates(s.begin);
   };
   if (!kStartsEarly) load_first();
-  half* conv = static_cast<half*>(p.conv) + size_t(s.slot) * num_channels * kHistory;
+  const auto conv_of = [&](int slot) { return static_cast<half*>(p.conv) + size_t(slot) * num_channels * kHistory; };
+  half* conv = conv_of(s.slot);
   Channel own, own_v;
   own.load(p, channel, conv, s.is_fresh);
   own_v.load(p, has_v ? other : channel, conv, s.is_fresh || !has_v);  // no branch: it would wait for its loads
@@ -244,13 +249,20 @@ __device__ void step(const GatedDeltaParams& p) {
   float4 state[rows];
 #pragma unroll
   for (int i = 0; i < rows; ++i) state[i] = s.is_fresh ? float4{} : vector_at(state_at(p.rec, s.slot) + i * D);
-  const float norm = has_z ? p.norm[column0 + thread - D] : 0.f;
-  if (kStartsEarly) begin(), load_first();
+  const auto load_norm = [&] { return p.norm[column0 + thread - D]; };
+  const float norm = C < D && has_z ? load_norm() : 0.f;
+  if (kStartsEarly) {
+    if (C < D) {
+      first_own = made_here(first_own), first_other = made_here(first_other), first_gates = made_here(first_gates);
+    }
+    begin(), load_first();
+  }
   unsigned readers = 0;
   const unsigned last_reader = gridDim.x - 1;
 
-  for (int first = s.begin; first < s.end; first += round) {
-    const int count = min(round, s.end - first);
+  for (int first = s.begin; first < s.end; first += kRound) {
+    const int count = kRound == 1 ? 1 : min(kRound, s.end - first);
+    const unsigned done = first - s.begin;
     if (first > s.begin) __syncthreads();
     for (int i = 0; i < count; i += ahead) {
 #pragma unroll
@@ -261,8 +273,10 @@ __device__ void step(const GatedDeltaParams& p) {
         float* v = k + 2 * D;
         k[thread] = own.advance(next[j]);  // q follows k
         if (has_v) v[thread] = own_v.advance(next_other[j]);
-        if (has_z) v[C + thread - D] = norm * silu(__half2float(next_other[j]));
-        if (token + ahead < s.end) load_inputs(token + ahead, j);
+        if (has_z) v[C + thread - D] = (C < D ? norm : load_norm()) * silu(__half2float(next_other[j]));
+        if (token + ahead < s.end) {
+          next[j] = *inputs_of(token + ahead, channel), next_other[j] = *inputs_of(token + ahead, other);
+        }
         if (p.conv_steps) {
           half* steps = static_cast<half*>(p.conv_steps) + size_t(token) * num_channels * kHistory;
           own.store(steps, channel);  // blocks that share a key head write the same
@@ -270,35 +284,40 @@ __device__ void step(const GatedDeltaParams& p) {
         }
       }
     }
-    if (warp == warps - 1 && (first - s.begin) % 32 == 0) {
-      if (first > s.begin) load_gates(first);
-      const Gates gate = make_gates(a_log, dt_bias, next_b, next_a);
-      shared.gates[lane] = {expf(gate.log_decay), gate.beta};
-    }
     __syncthreads();
     // The last of the blocks that share a key head to have read the convolution's state may write it. What was read has
     // been used before the barrier, so that no fence is needed.
-    if (last_reader && thread == 0 && first == s.begin) {
+    if (last_reader && thread == D && first == s.begin) {
       readers = atomicInc(&p.readers[b * p.key_heads + key_head], last_reader);
     }
+    // Wanted with the sums over the warps only, like the dot products: made while other warps are at work on those.
+    if (warp == warps - 1 && done % 32 == 0) {
+      if (first > s.begin) next_b = gates_of(first)[0], next_a = gates_of(first)[p.value_heads];
+      const Gates gate = make_gates(a_log, dt_bias, next_b, next_a);
+      shared.gates[lane] = {expf(gate.log_decay), gate.beta};
+    }
 #pragma unroll 1  // this and the loops over a warp's tokens below: mostly one turn, and registers are scarce
-    for (int i = warp; i < count; i += warps) shared.scales[i] = make_scales<D>(shared.in[i], shared.in[i] + D);
+    for (int i = warp; i < count; i += warps) store_dots<D>(shared.dots[i], shared.in[i], shared.in[i] + D);
 
-    // The state after token i of the round, whose d is known.
-    Columns<sums> d;
+    // The state after token i of the round, whose gates and d are known.
+    Columns<sums> d_by_k;  // d / |k|
     const auto update = [&](int i, bool is_stored) {
-      const float4 scaled_d = shared.scales[i].k * spread(d, column);
+      const float4 scaled_d = spread(d_by_k, column);
+      const float decay = shared.gates[done % 32 + i].x;
       float* to = p.rec_steps ? state_at(p.rec_steps, first + i) : state_at(p.rec, s.slot);
 #pragma unroll
       for (int r = 0; r < rows; r += 4) {
         const float4 k4 = vector_at(&shared.in[i][row0 + r]);
-        state[r] = fma(k4.x, scaled_d, state[r]), state[r + 1] = fma(k4.y, scaled_d, state[r + 1]);
-        state[r + 2] = fma(k4.z, scaled_d, state[r + 2]), state[r + 3] = fma(k4.w, scaled_d, state[r + 3]);
+        state[r] = fma(k4.x, scaled_d, decay * state[r]);
+        state[r + 1] = fma(k4.y, scaled_d, decay * state[r + 1]);
+        state[r + 2] = fma(k4.z, scaled_d, decay * state[r + 2]);
+        state[r + 3] = fma(k4.w, scaled_d, decay * state[r + 3]);
         if (!is_stored) continue;
 #pragma unroll
         for (int j = r; j < r + 4; ++j) vector_at(to + j * D) = state[j];
       }
     };
+    float4 only_o;  // of a round of one token
     for (int i = 0; i < count; ++i) {
       if (i) update(i - 1, p.rec_steps);
       float4 by_k{}, by_q{};
@@ -310,59 +329,70 @@ __device__ void step(const GatedDeltaParams& p) {
         by_k = fma(k4.z, state[r + 2], by_k), by_q = fma(q4.z, state[r + 2], by_q);
         by_k = fma(k4.w, state[r + 3], by_k), by_q = fma(q4.w, state[r + 3], by_q);
       }
-      auto& partial = shared.partial[i % 2];
+      auto& partial = shared.partial[i % buffers];
       store_partial<C>(partial, by_k, by_q, column);
-      const float2 gates = shared.gates[(first - s.begin) % 32 + i];
-      const float decay = gates.x, beta = gates.y;
-#pragma unroll
-      for (int r = 0; r < rows; ++r) state[r] = decay * state[r];
       __syncthreads();
 
       // Of all warps, always in the same order; each warp for itself, lane l the columns from `sums` l on.
       const auto sum = [&](float (&of)[warps][C]) {
-        Columns<sums> total{};
+        Columns<sums> total = columns_at<sums>(&of[0][sums * lane]);
 #pragma unroll
-        for (int w = 0; w < warps; ++w) {
+        for (int w = 1; w < warps; ++w) {
           const Columns<sums> x = columns_at<sums>(&of[w][sums * lane]);
 #pragma unroll
           for (int j = 0; j < sums; ++j) total.at[j] += x.at[j];
         }
         return total;
       };
-      const float k_scale = shared.scales[i].k;
+      const float2 gates = shared.gates[done % 32 + i];
+      const float decay = gates.x, beta = gates.y;
+      const Dots dots = shared.dots[i];
+      const float k_scale = rsqrtf(dots.kk + kL2Eps);
       const Columns<sums> sk = sum(partial[0]), v = columns_at<sums>(&shared.in[i][2 * D + sums * lane]);
+      Columns<sums> d;
 #pragma unroll
-      for (int j = 0; j < sums; ++j) d.at[j] = beta * (-decay * k_scale * sk.at[j] + v.at[j]);
+      for (int j = 0; j < sums; ++j) {
+        d.at[j] = beta * (-decay * k_scale * sk.at[j] + v.at[j]);
+        d_by_k.at[j] = k_scale * d.at[j];
+      }
       if (warp == i % warps) {
         const Columns<sums> sq = sum(partial[1]);
-        const float q_scale = shared.scales[i].q, kq = shared.scales[i].kq;
-        Columns<sums>& o = columns_at<sums>(&shared.in[i][D + sums * lane]);
+        const float q_scale = rsqrtf((dots.qq + kL2Eps) * D), kq = dots.kq * k_scale;
+        Columns<sums> o;
 #pragma unroll
-        for (int j = 0; j < sums; ++j) o.at[j] = q_scale * (kq * d.at[j] + decay * sq.at[j]);
+        for (int j = 0; j < sums; ++j) o.at[j] = q_scale * fmaf(decay, sq.at[j], kq * d.at[j]);
+        if (kRound == 1) {
+          only_o = spread(o, column);
+        } else {
+          columns_at<sums>(&shared.in[i][D + sums * lane]) = o;
+        }
       }
     }
 
     // The round is through but for the state after its last token, which nobody else waits for.
-    __syncwarp();
-    const auto mixed = [&](int i) { return vector_at(&shared.in[i][D + column]); };
-    const int finished = warp + lane / splits * warps, number = first - s.begin + finished;
-    float squares = 0;  // sum over o of token `finished`: first this block's, then that of block lane % splits
+    if (kRound > 1) __syncwarp();
+    const auto mixed = [&](int i) { return kRound == 1 ? only_o : vector_at(&shared.in[i][D + column]); };
+    const bool finishes_any = warp < count;
+    const int finished = warp + lane / splits * warps;
+    const unsigned number = done + finished, side = done / kRound % 2;
+    const auto word = [&](unsigned of, int reader, int writer) {
+      return &p.exchange[b * p.value_heads + head].squares[of * kRound + finished][reader][writer];
+    };
+    float squares;  // sum over o of token `finished`: first this block's, then that of block lane % splits
+    if (finishes_any) {
 #pragma unroll 1
-    for (int j = 0; j < finishes && warp + j * warps < count; ++j) {
-      const float token_squares = squares_of<lanes>(mixed(warp + j * warps));
-      if (lane / splits == j) squares = token_squares;
-    }
-    Exchange& exchange = p.exchange[b * p.value_heads + head];
-    if (splits > 1 && finished < count) publish(exchange, lane % splits, split, number, squares);
-    update(count - 1, p.rec_steps || first + count == s.end);
-    if (splits > 1) {
-      if (finished < count) {
-        squares = collect(exchange, split, lane % splits, number);
-        if (number + round >= s.end - s.begin) {
-          exchange.squares[number % (2 * round)][split][lane % splits] = 0;
-          exchange.squares[(number + round) % (2 * round)][split][lane % splits] = 0;
-        }
+      for (int j = 0; j < finishes && warp + j * warps < count; ++j) {
+        const float token_squares = squares_of<lanes>(mixed(warp + j * warps));
+        if (finishes == 1 || lane / splits == j) squares = token_squares;
       }
+      if (splits > 1 && finished < count) publish(word(side, lane % splits, split), number, squares);
+    }
+    update(count - 1, p.rec_steps || first + count == s.end);
+    if (!finishes_any) continue;
+    constexpr int side_words = kRound * kMaxSplits * kMaxSplits;
+    unsigned long long* inbox = word(0, split, lane % splits);
+    if (splits > 1) {
+      if (finished < count) squares = collect(inbox + side * side_words, number);
       __syncwarp();
       squares = sum_over<splits>(squares);
     }
@@ -375,29 +405,46 @@ __device__ void step(const GatedDeltaParams& p) {
       half* y = static_cast<half*>(p.y) + (size_t(first + i) * p.value_heads + head) * D + column0 + column;
       if (lane < lanes) store_halves(y, out);
     }
+    if (splits > 1 && finished < count && first + finished + kRound >= s.end) {
+      inbox[0] = inbox[side_words] = 0;
+    }
   }
 
   if (p.rec_steps) {
 #pragma unroll
     for (int i = 0; i < rows; ++i) vector_at(state_at(p.rec, s.slot) + i * D) = state[i];
   }
-  if (has_v) own_v.store(conv, other);
+  int slot = s.slot;
+  if (C == D) asm volatile("" : "+r"(slot));  // addresses made anew: kept, they cost registers
+  if (has_v) own_v.store(C < D ? conv : conv_of(slot), other);
   if (last_reader) {
-    if (thread == 0) shared.is_last_reader = readers == last_reader;
+    if (thread == D) shared.is_last_reader = readers == last_reader;
     __syncthreads();
     if (!shared.is_last_reader) return;
   }
-  own.store(conv, channel);
+  own.store(C < D ? conv : conv_of(slot), channel);
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(64) gated_delta_step_32(GatedDeltaParams p) { step<32, 32>(p); }
-extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64(GatedDeltaParams p) { step<64, 64>(p); }
-extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128(GatedDeltaParams p) { step<128, 128>(p); }
-extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64_split(GatedDeltaParams p) { step<64, 32>(p); }
+extern "C" __global__ void __launch_bounds__(64) gated_delta_step_32(GatedDeltaParams p) { step<32, 32, kMaxRound>(p); }
+extern "C" __global__ void __launch_bounds__(128) gated_delta_step_64(GatedDeltaParams p) {
+  step<64, 64, kMaxRound>(p);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128(GatedDeltaParams p) {
+  step<128, 128, kMaxRound / 2>(p);  // as many as fit into shared memory
+}
+extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_step_64_split(GatedDeltaParams p) {
+  step<64, 32, kMaxRound>(p);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) gated_delta_step_64_split_one(GatedDeltaParams p) {
+  step<64, 32, 1>(p);
+}
 extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128_split(GatedDeltaParams p) {
-  step<128, 32>(p);
+  step<128, 32, kMaxRound>(p);
+}
+extern "C" __global__ void __launch_bounds__(256, 2) gated_delta_step_128_split_one(GatedDeltaParams p) {
+  step<128, 32, 1>(p);
 }
 
 // Back to the state after the first `accepted` tokens of each sequence.

@@ -21,6 +21,8 @@ const Kernel step_64("gated_delta_step", "gated_delta_step_64", 0, Start::kEarly
 const Kernel step_128("gated_delta_step", "gated_delta_step_128", 0, Start::kEarly);
 const Kernel step_64_split("gated_delta_step", "gated_delta_step_64_split", 0, Start::kEarly);
 const Kernel step_128_split("gated_delta_step", "gated_delta_step_128_split", 0, Start::kEarly);
+const Kernel step_64_split_one("gated_delta_step", "gated_delta_step_64_split_one", 0, Start::kEarly);
+const Kernel step_128_split_one("gated_delta_step", "gated_delta_step_128_split_one", 0, Start::kEarly);
 const Kernel restore("gated_delta_step", "gated_delta_restore");
 const Kernel convolve_64("gated_delta_convolve", "gated_delta_convolve_64");
 const Kernel convolve_128("gated_delta_convolve", "gated_delta_convolve_128");
@@ -32,6 +34,13 @@ const Kernel carry_128_1("gated_delta_carry", "gated_delta_carry_128_1", carry_b
 const Kernel carry_128_2("gated_delta_carry", "gated_delta_carry_128_2", carry_bytes(128, 2));
 const Kernel output_64("gated_delta_output", "gated_delta_output_64", output_bytes(64));
 const Kernel output_128("gated_delta_output", "gated_delta_output_128", output_bytes(128));
+
+// Any of a head size runs tokens of any lengths; `_one` is made for a token of each sequence.
+const Kernel& step_kernel(int dim, bool is_split, bool is_one) {
+  if (!is_split) return dim == 32 ? step_32 : dim == 64 ? step_64 : step_128;
+  if (dim == 64) return is_one ? step_64_split_one : step_64_split;
+  return is_one ? step_128_split_one : step_128_split;
+}
 
 const Kernel& carry_kernel(int dim, int tiles) {
   if (dim == 64) return tiles == 1 ? carry_64_1 : carry_64_2;
@@ -111,9 +120,7 @@ int64_t carve_semaphores(const GatedDelta& a, bool is_split, GatedDeltaParams& p
 int launch_steps(const GatedDelta& a, GatedDeltaParams& p, bool is_split, Stream stream) {
   carve_semaphores(a, is_split, p);
   const int dim = a.value_dim, splits = is_split ? dim / kSplitColumns : 1;
-  const Kernel& kernel = dim == 32   ? step_32
-                         : dim == 64 ? (is_split ? step_64_split : step_64)
-                                     : (is_split ? step_128_split : step_128);
+  const Kernel& kernel = step_kernel(dim, is_split, a.tokens <= a.sequences);
   const Dim3 grid{unsigned(a.value_heads / a.key_heads * splits), unsigned(a.key_heads), unsigned(a.sequences)};
   return kernel.launch(grid, {unsigned(2 * dim)}, 0, stream, p);
 }

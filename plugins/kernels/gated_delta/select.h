@@ -8,9 +8,10 @@
 namespace orin {
 
 // Token by token up to this many tokens per sequence, by chunks above: four launches and the fixed cost of a chunk
-// against one launch and the cost of each token. By counting, until measured: 20 us by chunks; 3.5 us and 0.3 us a
-// token where columns are split; a block that has all columns has four times as much to multiply.
-constexpr int max_step_tokens(bool is_split) { return is_split ? 32 : 16; }
+// against one launch and the cost of each token. Measured on an H200 with heads of 128: by chunks 20.5 us for 1
+// sequence and 34 us for 8; token by token 0.6 us each and 2.6 us where columns are split, else 21 us for 16 and by
+// extrapolation 1.1 us for each further one.
+constexpr int kMaxStepTokens = 24;
 
 struct GatedDeltaChoice {
   bool is_chunked;
@@ -25,7 +26,7 @@ constexpr GatedDeltaChoice choose_gated_delta(int tokens, int sequences, int val
   const bool is_split = dim > kSplitColumns && heads * (dim / kSplitColumns) <= device.sm_count;
   // Two tiles share what their block loads; but first every multiprocessor must have a block.
   const int carry_tiles = heads * (dim / 16) <= device.sm_count ? 1 : 2;
-  return {!wants_steps && dim >= 64 && tokens > max_step_tokens(is_split) * sequences, is_split, carry_tiles};
+  return {!wants_steps && dim >= 64 && tokens > kMaxStepTokens * sequences, is_split, carry_tiles};
 }
 
 // Places for chunks in the workspace, one per block of the grid: see first_place in chunk.cuh. The tokens behind the
