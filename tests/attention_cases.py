@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention steps of ragged batches, with NaN in all state that no kernel may use, and the int8 cache's reference."""
+"""Attention steps of ragged batches, with NaN in all state that no kernel may use, the int8 cache's reference, and
+one step as a launch on a GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from orinkit.engines.kernels import KernelLibrary
 from orinkit.ops import OPS
 from orinkit.ops.attention import rotate
 from orinkit.ops.description import rms_norm
@@ -172,3 +174,53 @@ def _expected_int8(case: Step) -> dict[str, Array]:
     names = [tensor.name for tensor in op.inputs]
     y, kv = op.compute([None if name.endswith("_norm") else plain.get(name) for name in names], a)
     return {"y": y.astype(np.float16), "kv": kv}
+
+
+class Kernel:
+    """One step's arrays on the device, and its launch."""
+
+    def __init__(self, kernels: KernelLibrary, case: Step, stream: Any, **limits: int) -> None:
+        import gpu
+
+        self.kernels, self.stream, self.case = kernels, stream, case
+        self.arrays = {name: gpu.Array(array) for name, array in case.inputs.items()}
+        tokens, a = len(case.inputs["qkv"]), case.attributes
+        self.arrays["y"] = gpu.Array(np.full((tokens, a["heads"] * a["head_dim"]), np.nan, np.float16))
+        optional = dict.fromkeys(("kv_scale", "q_norm", "k_norm", "workspace", "counters"))
+        self.values: dict[str, Any] = {
+            **optional,
+            **{name: array.pointer for name, array in self.arrays.items()},
+            **a,
+            "tokens": tokens,
+            "sequences": len(case.inputs["slots"]),
+            "capacity": case.inputs["kv"].shape[3],
+            "max_step": case.max_step,
+            "max_length": case.max_length,
+            "settled": 0,
+            **limits,
+        }
+        shape = kernels.arguments("attention", **self.values)
+        self.scratch = gpu.Array(np.full(kernels.query("attention_workspace", shape), 255, np.uint8))
+        self.counters = gpu.Array(np.zeros(kernels.query("attention_counters", shape) // 4, np.int32))
+        self.values |= {"workspace": self.scratch.pointer, "counters": self.counters.pointer}
+
+    def poison(self) -> None:
+        """The cache as it was, everything that is written as NaN."""
+        for name in ("kv", "kv_scale"):
+            if name in self.arrays:
+                self.arrays[name].write(self.case.inputs[name])
+        self.arrays["y"].write(np.full(self.arrays["y"].shape, np.nan, np.float16))
+        self.scratch.write(np.full(self.scratch.shape, 255, np.uint8))
+
+    def enqueue(self) -> None:
+        self.kernels.launch("attention", self.kernels.arguments("attention", **self.values), self.stream.handle)
+
+    def read(self) -> dict[str, Array]:
+        self.stream.sync()
+        assert not self.counters.read().any()
+        return {name: self.arrays[name].read() for name in ("y", "kv", "kv_scale") if name in self.arrays}
+
+    def run(self) -> dict[str, Array]:
+        self.poison()
+        self.enqueue()
+        return self.read()

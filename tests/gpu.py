@@ -53,6 +53,10 @@ class Stream:
     def sync(self) -> None:
         check(rt.cudaStreamSynchronize(self.handle))
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Enqueue a copy within device memory."""
+        check(rt.cudaMemcpyAsync(to, source, nbytes, rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice, self.handle))
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture what `work` enqueues on this stream; gives the function that launches it."""
         check(rt.cudaStreamBeginCapture(self.handle, rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal))

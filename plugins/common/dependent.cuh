@@ -9,6 +9,8 @@
 //   weights                      whoever makes them waits for that before using them
 //   states, lengths and slots    only where the caller says that they are settled: complete before the launch in front
 //                                of this one began
+//
+// That the L1 cache then holds nothing older either is written nowhere; tests/plugins/test_settled.py looks.
 #pragma once
 
 namespace orin {

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attention_cases import MODELS, ODD, Array, Heads, Row, Step, expected, step
-from int4_gemm_cases import OnDevice, gemm
-from int4_gemm_cases import expected as product_of
+from attention_cases import MODELS, ODD, Array, Heads, Kernel, Row, Step, expected, step
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.errors import EngineError
 from tolerances import RELATIVE_ERROR, relative_error
@@ -19,56 +17,6 @@ pytestmark = pytest.mark.gpu
 TOLERANCE = RELATIVE_ERROR["float16"]
 WIDE = Heads(8, 2, 256, 64, gate=1)
 SMALL = Heads(4, 2, 64, 32)
-
-
-class Kernel:
-    """One step's arrays on the device, and its launch."""
-
-    def __init__(self, kernels: KernelLibrary, case: Step, stream: Any, **limits: int) -> None:
-        import gpu
-
-        self.kernels, self.stream, self.case = kernels, stream, case
-        self.arrays = {name: gpu.Array(array) for name, array in case.inputs.items()}
-        tokens, a = len(case.inputs["qkv"]), case.attributes
-        self.arrays["y"] = gpu.Array(np.full((tokens, a["heads"] * a["head_dim"]), np.nan, np.float16))
-        optional = dict.fromkeys(("kv_scale", "q_norm", "k_norm", "workspace", "counters"))
-        self.values: dict[str, Any] = {
-            **optional,
-            **{name: array.pointer for name, array in self.arrays.items()},
-            **a,
-            "tokens": tokens,
-            "sequences": len(case.inputs["slots"]),
-            "capacity": case.inputs["kv"].shape[3],
-            "max_step": case.max_step,
-            "max_length": case.max_length,
-            "settled": 0,
-            **limits,
-        }
-        shape = kernels.arguments("attention", **self.values)
-        self.scratch = gpu.Array(np.full(kernels.query("attention_workspace", shape), 255, np.uint8))
-        self.counters = gpu.Array(np.zeros(kernels.query("attention_counters", shape) // 4, np.int32))
-        self.values |= {"workspace": self.scratch.pointer, "counters": self.counters.pointer}
-
-    def poison(self) -> None:
-        """The cache as it was, everything that is written as NaN."""
-        for name in ("kv", "kv_scale"):
-            if name in self.arrays:
-                self.arrays[name].write(self.case.inputs[name])
-        self.arrays["y"].write(np.full(self.arrays["y"].shape, np.nan, np.float16))
-        self.scratch.write(np.full(self.scratch.shape, 255, np.uint8))
-
-    def enqueue(self) -> None:
-        self.kernels.launch("attention", self.kernels.arguments("attention", **self.values), self.stream.handle)
-
-    def read(self) -> dict[str, Array]:
-        self.stream.sync()
-        assert not self.counters.read().any()
-        return {name: self.arrays[name].read() for name in ("y", "kv", "kv_scale") if name in self.arrays}
-
-    def run(self) -> dict[str, Array]:
-        self.poison()
-        self.enqueue()
-        return self.read()
 
 
 def written_rows(case: Step) -> Array:
@@ -260,27 +208,3 @@ def test_refusals(wrong: dict[str, Any], sentence: str, kernels: KernelLibrary, 
     kernel.values |= wrong
     with pytest.raises(EngineError, match=sentence):
         kernel.enqueue()
-
-
-@pytest.mark.parametrize(("tokens", "past"), [(1, 3), (1, 700), (8, 700), (40, 1300)])
-def test_a_settled_attention_behind_its_product(tokens: int, past: int, kernels: KernelLibrary, stream: Any) -> None:
-    case = step(MODELS["Qwen3.5-0.8B and 2B"], [Row(tokens, past, 1)], 1400)
-    launch = Kernel(kernels, case, stream)
-    made = gemm(tokens, case.inputs["qkv"].shape[1], 1024, options="n")
-    product = OnDevice(made, kernels, product_of(made))
-    product.result(stream)
-    launch.values["qkv"] = product.y.pointer
-    wanted = launch.run()
-    launch.values["settled"] = 1
-
-    def enqueue() -> None:
-        product.launch(stream)
-        launch.enqueue()
-
-    replay = stream.capture(enqueue)
-    for work in (enqueue, *[replay] * 20):
-        product.poison()
-        launch.poison()
-        work()
-        for name, found in launch.read().items():
-            assert found.tobytes() == wanted[name].tobytes(), name

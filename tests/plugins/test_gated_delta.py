@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from gated_delta_cases import QWEN_LARGE, QWEN_MIDDLE, QWEN_SMALL, Array, Heads, Launch, Row, step
-from int4_gemm_cases import OnDevice, gemm
-from int4_gemm_cases import expected as product_of
 from op_cases import Case, named
 from orinkit.engines.kernels import KernelLibrary
 from orinkit.errors import EngineError
@@ -255,29 +253,3 @@ def test_missing_memory_is_explained(tokens: int, field: str, kernels: KernelLib
     setattr(launch.arguments, field, None)
     with pytest.raises(EngineError, match=f"{field}: expected"):
         launch.enqueue()
-
-
-@pytest.mark.parametrize("tokens", [1, 8])
-def test_a_settled_gated_delta_behind_its_product(tokens: int, kernels: KernelLibrary, stream: Any) -> None:
-    launch = Launch(step(tokens, QWEN_SMALL, [Row(tokens, 5, 1)]), kernels, stream)
-    made = gemm(tokens, launch.host["qkvz"].shape[1], 1024, options="n")
-    product = OnDevice(made, kernels, product_of(made))
-    product.result(stream)
-    launch.with_arguments(qkvz=product.y.pointer)()
-    wanted = launch.read()
-    settled = launch.with_arguments(qkvz=product.y.pointer, settled=1)
-
-    def enqueue() -> None:
-        product.launch(stream)
-        settled()
-
-    def poison() -> None:
-        product.poison()
-        launch.reset()
-
-    replay = stream.capture(enqueue)
-    for work in (enqueue, *[replay] * 20):
-        poison()
-        work()
-        for found, one in zip(launch.read(), wanted, strict=True):
-            assert found.tobytes() == one.tobytes()
