@@ -226,7 +226,7 @@ def test_a_prefill_puts_its_sequences_into_the_rows_of_their_slots(model: Model)
     assert model.next("past_lens") == [0, 0, 3]
     assert model.next("logit_rows") == [-1, -1, 2]
     assert model.choosing.num_complete() == 1
-    assert [(chosen.slot, chosen.token) for chosen in model.choosing.ring.read(0, {})] == [(2, 33)]
+    assert [(chosen.slot, chosen.token) for chosen in model.choosing.ring.read(0, 2, {})] == [(2, 33)]
 
 
 def test_each_decode_step_feeds_the_next_until_a_stop(model: Model) -> None:
@@ -240,7 +240,7 @@ def test_each_decode_step_feeds_the_next_until_a_stop(model: Model) -> None:
     assert (model.next("input_ids"), model.next("past_lens")) == ([-1, 46, -1], [0, 4, 0])
     model.best(60, 47)
     decode()
-    told = [[(c.slot, c.token) for c in model.choosing.ring.read(step, {})] for step in range(3)]
+    told = [[(c.slot, c.token) for c in model.choosing.ring.read(step, 2, {})] for step in range(3)]
     assert told == [[(0, 33), (1, 44)], [(0, 5), (1, 46)], [(1, 47)]]
 
 
@@ -251,7 +251,7 @@ def test_a_sequence_ends_at_its_longest_length(model: Model) -> None:
     decode = model.choosing.bind(model.choosing.next, 1, None)
     for _ in range(3):
         decode()
-    assert [len(model.choosing.ring.read(step, {})) for step in range(4)] == [1, 1, 0, 0]
+    assert [len(model.choosing.ring.read(step, 1, {})) for step in range(4)] == [1, 1, 0, 0]
     assert model.next("slots") == [-1] * SLOTS
 
 
@@ -261,7 +261,7 @@ def test_logits_that_are_no_numbers_choose_nothing_and_end_the_row(model: Model)
     model.best(33, 44)
     model.logits.array[0, 3] = np.nan
     model.prefill_end([0, 1], [3, 3], [True, True])()
-    assert [chosen.token for chosen in model.choosing.ring.read(0, {})] == [None, 44]
+    assert [chosen.token for chosen in model.choosing.ring.read(0, 2, {})] == [None, 44]
     assert model.next("slots") == [-1, 1, -1]
 
 

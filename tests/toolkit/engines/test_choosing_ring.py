@@ -62,19 +62,19 @@ def test_what_a_step_chose_is_read_once_the_head_is_beyond_it(told: Told) -> Non
     told.head(1)
     assert told.ring.may_have_told(0)
     assert not told.ring.may_have_told(1)
-    assert told.ring.read(0, {2: 1, 1: 0}) == (Chosen(2, 40, -0.5, ((40, -0.5),)), Chosen(1, 41, -0.5))
+    assert told.ring.read(0, 3, {2: 1, 1: 0}) == (Chosen(2, 40, -0.5, ((40, -0.5),)), Chosen(1, 41, -0.5))
 
 
 def test_every_slot_is_told_as_many_alternatives_as_it_wants(told: Told) -> None:
     told.write(0, (0, 40, 0), (1, 41, 0), (2, 42, 0))
-    assert [len(chosen.top) for chosen in told.ring.read(0, {0: 2, 1: 0})] == [2, 0, 0]
+    assert [len(chosen.top) for chosen in told.ring.read(0, 3, {0: 2, 1: 0})] == [2, 0, 0]
 
 
 def test_where_no_token_can_be_chosen_none_is_told(told: Told) -> None:
     from orinkit.engines.choosing import FAILED
 
     told.write(0, (1, -1, FAILED))
-    assert told.ring.read(0, {1: 2}) == (Chosen(1, None),)
+    assert told.ring.read(0, 3, {1: 2}) == (Chosen(1, None),)
 
 
 def test_entries_of_a_step_that_lay_there_before_are_not_read(told: Told) -> None:
@@ -83,8 +83,8 @@ def test_entries_of_a_step_that_lay_there_before_are_not_read(told: Told) -> Non
 
     told.write(3, (0, 40, 0), (1, 41, 0), (2, 42, 0))
     told.write(3 + RING_STEPS, (0, 50, 0))
-    assert [chosen.token for chosen in told.ring.read(3 + RING_STEPS, {})] == [50]
-    assert [chosen.token for chosen in told.ring.read(3, {})] == [41, 42]
+    assert [chosen.token for chosen in told.ring.read(3 + RING_STEPS, 1, {})] == [50]
+    assert [chosen.token for chosen in told.ring.read(3, 3, {})] == [41, 42]
 
 
 def test_a_ring_that_starts_again_has_told_nothing(told: Told) -> None:
@@ -101,4 +101,4 @@ def test_rows_that_no_step_has_written_since_it_started_are_not_read(told: Told,
     told.entries(0).view(np.uint8).fill(byte)
     told.ring.restart()
     told.write(0, (2, 40, 0))
-    assert [(chosen.slot, chosen.token) for chosen in told.ring.read(0, {})] == [(2, 40)]
+    assert [(chosen.slot, chosen.token) for chosen in told.ring.read(0, 3, {})] == [(2, 40)]

@@ -132,6 +132,9 @@ class Captures:
         self._missing: list[str] = []
         self.prefills = self._capture(warm.prefills, "prefill steps of {} tokens")
         self.steps = self._capture(warm.steps, "decode steps of {} sequences")
+        self._by_rows = [
+            self.steps[min(size for size in self.steps if size >= rows)] for rows in range(max(self.steps) + 1)
+        ]
         self.contexts.choosing.ring.restart()
         self.contexts.engine.gpu.synchronise()
 
@@ -147,13 +150,13 @@ class Captures:
 
     def pick(self, rows: int, longest: int) -> Captured:
         """The smallest step for `rows` rows of at most `longest` tokens. Raises EngineError: none is valid for them."""
-        fitting = [size for size in self.steps if size >= rows]
-        if not fitting or longest > self.contexts.caches.capacity:
+        step = self._by_rows[rows] if rows < len(self._by_rows) else None
+        if step is None or longest > step.capacity:
             raise EngineError(
                 f"decode refused: expected at most {max(self.steps)} rows of {self.contexts.caches.capacity} tokens, "
                 f"found {rows} of {longest}"
             )
-        return self.steps[min(fitting)]
+        return step
 
     def _capture(self, steps: Mapping[int, Callable[[], None]], names: str) -> dict[int, Captured]:
         """Steps by size, the largest first, all captured and then launched once on padding."""

@@ -31,6 +31,8 @@ IDLE, FAILED = -1, 3
 """States of a ring entry, RowState in plugins/kernels/step/params.h: no token was wanted; none can be chosen."""
 
 _KINDS = {"D": "<f8", "U": "<u8", "I": "<i4", "F": "<f4"}
+_CODES = {"D": "d", "U": "Q", "I": "i", "F": "f"}
+_ENTRY = ("step", "slot", "token", "logprob", "state")
 
 
 def struct_of(library: KernelLibrary, name: str) -> list[tuple[str, str]]:
@@ -144,7 +146,14 @@ class Ring:
     def __init__(self, gpu: Gpu, library: KernelLibrary, rows: int, limits: Limits) -> None:
         top = [("top", [("id", "<i4"), ("logprob", "<f4")], (limits.logprobs,))] if limits.logprobs else []
         self._entries = gpu.pinned((RING_STEPS, rows), np.dtype([*struct_of(library, "step_entry"), *top]))
-        self._heads = self._entries.array[["step", "slot", "token", "logprob", "state"]]
+        # Not by NumPy, which takes a microsecond for a field and many for the first one after a sleep.
+        kinds = library.fields("step_entry")
+        if tuple(kinds) != _ENTRY:
+            raise EngineError(f"expected a kernel library whose ring entries are {_ENTRY}, found {tuple(kinds)}")
+        self._unpack = struct.Struct("<" + "".join(_CODES[kind] for kind in kinds.values())).unpack_from
+        self._bytes = self._entries.array.view(np.uint8).reshape(-1).data
+        self._stride = self._entries.array.itemsize
+        self._rows = rows
         self._head = gpu.pinned((1,), np.uint64)
         self._told = self._head.array.data
         self._clock = gpu.allocate(8)
@@ -165,11 +174,12 @@ class Ring:
         """Whether the head is beyond a step; its entries may not be visible yet."""
         return self._told[0] > step
 
-    def read(self, step: int, logprobs: dict[int, int]) -> tuple[Chosen, ...]:
-        """What a complete step has chosen; `logprobs` is how many alternatives each slot wants to know."""
+    def read(self, step: int, rows: int, logprobs: dict[int, int]) -> tuple[Chosen, ...]:
+        """What a complete step of `rows` rows has chosen; `logprobs`: how many alternatives each slot wants to know."""
         found, place = [], step % RING_STEPS
-        # All at once, for NumPy takes a microsecond to give a single field.
-        for row, (told, slot, token, logprob, state) in enumerate(self._heads[place].tolist()):
+        for row in range(rows):
+            at = (place * self._rows + row) * self._stride
+            told, slot, token, logprob, state = self._unpack(self._bytes, at)
             if told != step or state == IDLE:
                 continue
             if state == FAILED:

@@ -33,7 +33,7 @@ class CudaPipeline:
         self._limits = limits
         self.spare = caches.spare(limits.snapshots)
         self._logprobs: dict[int, int] = {}
-        self._flight: deque[int | None] = deque()
+        self._flight: deque[tuple[int, int] | None] = deque()
         self._waiting = Waiting()
         self._launched = 0
         self._fault: EngineError | None = None
@@ -73,37 +73,41 @@ class CudaPipeline:
         begun = time.perf_counter()
         if step:
             step.launch()
-            self._note(("prefill", step.size), begun)
+            self._note(("prefill", step.size), 1, begun)
             return
         self._contexts.prefill.enqueue(shape)
         is_wanted = bool((inputs.logit_rows >= 0).any())
         if is_wanted:
             self._contexts.after_prefill[shape.sequences]()
-        self._note(("chunk", rounded(shape.tokens)) if is_wanted else None, begun)
+        self._note(("chunk", rounded(shape.tokens)) if is_wanted else None, shape.sequences, begun)
 
     def decode(self, slots: Sequence[int], longest: int) -> None:
         self._check()
         step = self._captures.pick(max(slots) + 1, longest)
         begun = time.perf_counter()
         step.launch()
-        self._note(("decode", step.size), begun)
+        self._note(("decode", step.size), step.size, begun)
 
     def collect(self, most: int) -> list[tuple[Chosen, ...]]:
-        done = []
+        done: list[tuple[Chosen, ...]] = []
         while self._flight:
-            step = self._flight[0]
-            if step is not None and not self._is_complete(step, may_wait=len(self._flight) > most):
+            oldest = self._flight[0]
+            if oldest is None:  # told nothing
+                done.append(())
+            elif self._is_complete(oldest[0], may_wait=len(self._flight) > most):
+                done.append(self._choosing.ring.read(*oldest, self._logprobs))
+            else:
                 break
-            done.append(() if step is None else self._choosing.ring.read(step, self._logprobs))
             self._flight.popleft()
         return done
 
-    def _note(self, kind: tuple[str, int] | None, begun: float) -> None:
-        """A step is on its way, whose launch began then; one that chooses nothing, of kind None, tells nothing."""
-        self._flight.append(None if kind is None else self._launched)
+    def _note(self, kind: tuple[str, int] | None, rows: int, begun: float) -> None:
+        """A step of `rows` rows is on its way, whose launch began then; one of kind None chooses and tells nothing."""
         if kind is None:
+            self._flight.append(None)
             self._waiting.launched_silent()
         else:
+            self._flight.append((self._launched, rows))
             self._launched += 1
             self._waiting.launched(kind, begun, is_prompt=kind[0] != "decode")
         if len(self._flight) >= RING_STEPS:
@@ -115,9 +119,9 @@ class CudaPipeline:
             if not may_wait:
                 return False
             pause_s = self._waiting.pause()
-            if self._waiting.is_check_due():
+            if pause_s is None:
                 self._look()
-            if pause_s:
+            elif pause_s:
                 time.sleep(pause_s)
             else:
                 os.sched_yield()  # a sleep of 0 ends late like any other from Python 3.11 on

@@ -21,7 +21,7 @@ from orinkit.memory.arena import ALIGNMENT
 def check(result: tuple[Any, ...]) -> Any:
     """The values of a runtime call. Raises EngineError: the call failed."""
     error, *values = result
-    if error != rt.cudaError_t.cudaSuccess:
+    if error != _SUCCESS:
         _, text = rt.cudaGetErrorString(error)
         raise DeviceError(f"CUDA error {int(error)}, {error.name}: {text.decode()}", int(error))
     return values[0] if len(values) == 1 else tuple(values)
@@ -126,9 +126,11 @@ class Gpu:
             graph = check(rt.cudaStreamEndCapture(self.stream))
         executable = check(rt.cudaGraphInstantiate(graph, 0))
         check(rt.cudaGraphDestroy(graph))
-        return lambda: check(rt.cudaGraphLaunch(executable, self.stream))
+        stream = rt.cudaStream_t(self.stream)  # a number would be made one at every launch
+        return lambda: check(rt.cudaGraphLaunch(executable, stream))
 
 
+_SUCCESS = rt.cudaError_t.cudaSuccess
 _TO_DEVICE = rt.cudaMemcpyKind.cudaMemcpyHostToDevice
 _TO_HOST = rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
 _ON_DEVICE = rt.cudaMemcpyKind.cudaMemcpyDeviceToDevice

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
 
 FOLLOWED_S = 1e-4
 """Least time between two looks at a step that others follow."""
@@ -29,41 +28,41 @@ CHECK_S = 1e-2
 """Waiting time after which the device is to be asked whether it has failed; no sleep is longer."""
 
 
-class _Step(NamedTuple):
-    kind: Hashable
-    """None: steps like this tell nothing of each other."""
-    begun: float
-    """When its launch began."""
-    is_prompt: bool
-
-
 class Waiting:
-    """The steps in flight that tell when they are done, oldest first; `clock` gives seconds that only rise."""
+    """The steps in flight that tell when they are done, oldest first; `clock` gives seconds that only rise.
+
+    What a step calls is short, for it runs once a token, after a sleep, from cold caches.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._usual: dict[Hashable, float] = {}
-        self._flight: deque[_Step] = deque()
+        self._flight: deque[tuple[Hashable, float, bool]] = deque()
+        """Kind (None: steps like this tell nothing of each other), when the launch began, whether it is a prompt."""
         self._missed: float | None = None
         self._ended = self._checked = clock()
         self._is_behind_silent = False
 
     def launched(self, kind: Hashable, begun: float, *, is_prompt: bool = False) -> None:
         """A step has been launched, from the time `begun` on. What follows a prompt is waited for."""
-        self._flight.append(_Step(None if self._is_behind_silent else kind, begun, is_prompt))
+        self._flight.append((None if self._is_behind_silent else kind, begun, is_prompt))
         self._is_behind_silent = False
 
     def launched_silent(self) -> None:
         """A step has been launched that does not tell when it is done, and so when the next one starts."""
         self._is_behind_silent = True
 
-    def pause(self) -> float:
-        """Seconds to sleep now that a look has found the oldest step not done; 0: yield the processor."""
+    def pause(self) -> float | None:
+        """Seconds to sleep now that a look has found the oldest step not done; 0: yield the processor. None: it has
+        been so long since the device was known to be sound that it is to be asked first."""
         now = self._missed = self._clock()
-        step = self._flight[0]
-        usual = self._usual.get(step.kind, 0.0)
-        rest = self._start(step) + usual - now
-        if not self._is_urgent:
+        if now >= self._checked + CHECK_S:
+            self._checked = now
+            return None
+        kind, begun, is_prompt = self._flight[0]
+        usual = self._usual.get(kind, 0.0)
+        rest = max(begun, self._ended) + usual - now
+        if len(self._flight) > 1 and not is_prompt:
             return min(CHECK_S, rest if rest > _early(usual) else max(FOLLOWED_S, -rest / 32))
         if rest > BEFORE_S:  # from shortly before the end on by halves, for some end earlier than others
             return min(CHECK_S, max(rest - max(usual / 16, BEFORE_S), rest / 2))
@@ -71,35 +70,22 @@ class Waiting:
             return 0.0
         return min(MOST_URGENT_S, max(URGENT_S, -rest / 32))
 
-    def is_check_due(self) -> bool:
-        """Whether the last look came so long after the device was known to be sound that it has to be asked now."""
-        is_due = self._missed is not None and self._missed >= self._checked + CHECK_S
-        if is_due:
-            self._checked = self._clock()
-        return is_due
-
     def done(self) -> None:
         """A look has found the oldest step done."""
         now, missed = self._clock(), self._missed
-        is_urgent, step = self._is_urgent, self._flight.popleft()
-        start, usual = self._start(step), self._usual.get(step.kind)
+        is_followed = len(self._flight) > 1
+        kind, begun, is_prompt = self._flight.popleft()
+        start, usual = max(begun, self._ended), self._usual.get(kind)
         early = None if usual is None else start + usual - _early(usual)
         if missed is None:
             end = now if early is None else min(now, early)
-        elif is_urgent or early is None or missed >= early:
+        elif early is None or missed >= early or is_prompt or not is_followed:
             end = (missed + now) / 2
         else:  # slept through; taken to have come a little early, so that ever earlier looks meet it again
             end = min(now, early)
-        if step.kind is not None and (missed is not None or (early is not None and end < early)):
-            self._usual[step.kind] = _learned(usual, end - start)
+        if kind is not None and (missed is not None or (early is not None and end < early)):
+            self._usual[kind] = _learned(usual, end - start)
         self._ended, self._checked, self._missed = end, now, None
-
-    @property
-    def _is_urgent(self) -> bool:
-        return len(self._flight) == 1 or self._flight[0].is_prompt
-
-    def _start(self, step: _Step) -> float:
-        return max(step.begun, self._ended)
 
 
 def rounded(count: int) -> int:

@@ -128,6 +128,7 @@ class Device:
 
 DEVICE = Device()
 
+cudaStream_t = int
 Result = tuple[cudaError_t]
 
 
