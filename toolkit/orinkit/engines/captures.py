@@ -132,9 +132,7 @@ class Captures:
         self._missing: list[str] = []
         self.prefills = self._capture(warm.prefills, "prefill steps of {} tokens")
         self.steps = self._capture(warm.steps, "decode steps of {} sequences")
-        self._by_rows = [
-            self.steps[min(size for size in self.steps if size >= rows)] for rows in range(max(self.steps) + 1)
-        ]
+        self._sizes = [min(size for size in self.steps if size >= rows) for rows in range(max(self.steps) + 1)]
         self.contexts.choosing.ring.restart()
         self.contexts.engine.gpu.synchronise()
 
@@ -150,7 +148,7 @@ class Captures:
 
     def pick(self, rows: int, longest: int) -> Captured:
         """The smallest step for `rows` rows of at most `longest` tokens. Raises EngineError: none is valid for them."""
-        step = self._by_rows[rows] if rows < len(self._by_rows) else None
+        step = self.steps[self._sizes[rows]] if rows < len(self._sizes) else None
         if step is None or longest > step.capacity:
             raise EngineError(
                 f"decode refused: expected at most {max(self.steps)} rows of {self.contexts.caches.capacity} tokens, "
