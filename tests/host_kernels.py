@@ -137,7 +137,8 @@ def _step(library: HostKernels, a: dict[str, Any]) -> None:
         ring[row]["logprob"] = logprobs[row]
         ring[row]["top"]["id"], ring[row]["top"]["logprob"] = ids[row], probabilities[row]
         if token >= 0:
-            _array(a["counts"], (slot + 1, a["vocab"]), np.uint16)[slot, token] += 1
+            counts = _array(a["counts"], (slot + 1, a["vocab"]), np.uint16)[slot]
+            counts[token] += int(counts[token] & _COUNT) < _COUNT
         to = int(_array(a["destinations"], (rows,), np.int32)[row]) if a["destinations"] else row
         if to >= 0:
             runs = state == _RUNNING

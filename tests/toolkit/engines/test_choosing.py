@@ -21,6 +21,7 @@ SLOTS, CAPACITY, VOCAB = 3, 32, 100
 LIMITS = Limits(biases=4, stops=3, logprobs=2, run_ahead=2, snapshots=0)
 LIBRARY: Any = HostKernels(Path(__file__))
 SEAT = Seat((7, 8, 7), settings_of(Sampling()), {}, (5,), 20, num_logprobs=2)
+PENALISED = replace(SEAT, settings=settings_of(Sampling(presence_penalty=1.0)))
 IN_PROMPT = 0x8000
 
 
@@ -134,19 +135,29 @@ def test_a_seat_is_what_steps_read(gpu: Any) -> None:
 
 def test_nothing_is_left_of_who_sat_there_before(gpu: Any) -> None:
     device = Device(gpu)
-    device.seats.put(0, replace(SEAT, biases={1: 1.0, 2: 2.0}, stops=(5, 6, 7), is_constrained=True, prompt=(3,) * 9))
-    device.seats.put(0, replace(SEAT, prompt=(4,)))
+    before = replace(PENALISED, biases={1: 1.0, 2: 2.0}, stops=(5, 6, 7), is_constrained=True, prompt=(3,) * 9)
+    device.seats.put(0, before)
+    device.seats.put(0, replace(PENALISED, prompt=(4,)))
     found = device.settings(0)
     assert (found["num_biases"], found["is_constrained"]) == (0, 0)
     assert device.row("stops", 0, 3, np.int32) == [5, -1, -1]
     assert device.counts(0) == {4: IN_PROMPT}
 
 
+@pytest.mark.parametrize("penalty", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_only_who_has_a_penalty_has_counts(gpu: Any, penalty: str) -> None:
+    device = Device(gpu)
+    for value, expected in ((1.5, 3), (None, 3), (0.5, 5)):
+        settings = settings_of(Sampling()) | ({penalty: value} if value else {})
+        device.seats.put(0, replace(SEAT, settings=settings, prompt=(expected if value else 4,) * 9))
+        assert device.counts(0) == {expected: IN_PROMPT}
+
+
 def test_the_neighbours_keep_their_seats(gpu: Any) -> None:
     device = Device(gpu)
     for slot in range(SLOTS):
-        device.seats.put(slot, replace(SEAT, prompt=(slot,), max_length=10 + slot, biases={slot: 1.0}))
-    device.seats.put(1, replace(SEAT, prompt=(50,)))
+        device.seats.put(slot, replace(PENALISED, prompt=(slot,), max_length=10 + slot, biases={slot: 1.0}))
+    device.seats.put(1, replace(PENALISED, prompt=(50,)))
     for slot in (0, 2):
         assert device.counts(slot) == {slot: IN_PROMPT}
         assert device.row("max_lengths", slot, 1, np.int32) == [10 + slot]
@@ -158,7 +169,7 @@ def test_the_neighbours_keep_their_seats(gpu: Any) -> None:
 )
 def test_more_than_the_limits_is_refused_and_changes_nothing(gpu: Any, more: dict[str, Any]) -> None:
     device = Device(gpu)
-    device.seats.put(0, SEAT)
+    device.seats.put(0, PENALISED)
     expected = "expected at most 4 biases, 3 stop ids and 2 log-probabilities, found"
     with pytest.raises(EngineError, match=expected):
         device.seats.put(0, replace(SEAT, prompt=(1,), **more))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,18 @@ _KINDS = {"D": "<f8", "U": "<u8", "I": "<i4", "F": "<f4"}
 _CODES = {"D": "d", "U": "Q", "I": "i", "F": "f"}
 _ENTRY = ("step", "slot", "token", "logprob", "state")
 
+_NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+"""Penalties with which no step looks at a slot's counts."""
+
 
 def struct_of(library: KernelLibrary, name: str) -> list[tuple[str, str]]:
     """The fields of a struct of the library, as of a NumPy dtype."""
     return [(field, _KINDS[kind]) for field, kind in library.fields(name).items()]
+
+
+def packing(kinds: Mapping[str, str]) -> struct.Struct:
+    """Of the same struct, by its fields' kinds."""
+    return struct.Struct("<" + "".join(_CODES[kind] for kind in kinds.values()))
 
 
 class Mirror:
@@ -81,8 +89,9 @@ class Seats:
 
     def __init__(self, gpu: Gpu, library: KernelLibrary, slots: int, capacity: int, vocab: int, limits: Limits) -> None:
         self._gpu, self._library, self._vocab, self._limits = gpu, library, vocab, limits
-        self._struct = np.dtype(struct_of(library, "sampling_slot"))
-        self.settings = Mirror(gpu, slots, 1, self._struct)
+        kinds = library.fields("sampling_slot")
+        self._names, self._pack = tuple(kinds), packing(kinds).pack
+        self.settings = Mirror(gpu, slots, 1, np.dtype(struct_of(library, "sampling_slot")))
         self.bias_ids = Mirror(gpu, slots, limits.biases, np.int32)
         self.bias_values = Mirror(gpu, slots, limits.biases, np.float64)
         self.masks = Mirror(gpu, slots, -(-vocab // 32), np.uint32)
@@ -105,16 +114,15 @@ class Seats:
             )
         more = {"num_biases": found[0], "num_logprobs": found[2], "is_constrained": int(seat.is_constrained)}
         values = {**seat.settings, **more}
-        settings = tuple(values[name] for name in self._struct.names or ())
-        self.settings.put(slot, np.array(settings, self._struct).tobytes())
+        self.settings.put(slot, self._pack(*(values[name] for name in self._names)))
         self.stops.put(slot, struct.pack(f"{limits.stops}i", *seat.stops, *[-1] * (limits.stops - found[1])))
         self.max_lengths.put(slot, struct.pack("i", seat.max_length))
-        self.bias_ids.row(slot)[: found[0]] = list(seat.biases)
-        self.bias_values.row(slot)[: found[0]] = list(seat.biases.values())
-        for mirror in (self.bias_ids, self.bias_values):
-            if seat.biases:
+        if seat.biases:
+            for mirror, biases in ((self.bias_ids, list(seat.biases)), (self.bias_values, list(seat.biases.values()))):
+                mirror.row(slot)[: found[0]] = biases
                 mirror.send(slot, found[0])
-        self._mark_prompt(slot, seat.prompt)
+        if any(values[name] != neutral for name, neutral in _NEUTRAL.items()):
+            self._mark_prompt(slot, seat.prompt)
 
     def _mark_prompt(self, slot: int, prompt: tuple[int, ...]) -> None:
         """Enqueue the counts of a sequence that starts: none but that its prompt's tokens stand in the prompt."""
@@ -150,7 +158,7 @@ class Ring:
         kinds = library.fields("step_entry")
         if tuple(kinds) != _ENTRY:
             raise EngineError(f"expected a kernel library whose ring entries are {_ENTRY}, found {tuple(kinds)}")
-        self._unpack = struct.Struct("<" + "".join(_CODES[kind] for kind in kinds.values())).unpack_from
+        self._unpack = packing(kinds).unpack_from
         self._bytes = self._entries.array.view(np.uint8).reshape(-1).data
         self._stride = self._entries.array.itemsize
         self._rows = rows
