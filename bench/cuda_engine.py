@@ -4,9 +4,10 @@
     python bench/cuda_engine.py BUNDLE KERNELS [--depths 10 2048 8000] [--batches 1 8] [--prompts 512 2048] [--out FILE]
 
 BUNDLE needs manifest.json and model.onnx only: weights are random bytes of the sizes that the graph asks for. Decode is
-what serving does: the captured step with sampling and ring, launched ahead by the pipeline; host time is the processor
-time of the thread that drives it. Time by op is that of the launches of one kind, captured one behind another over all
-layers, so that weights come from memory.
+what serving does: the captured step with sampling and ring, launched ahead by the pipeline. Host time is the processor
+time of the thread that drives it, the median of blocks of steps; beside it stands what a sleep as long as a step costs
+by itself. Time by op is that of the launches of one kind, captured one behind another over all layers, so that weights
+come from memory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from orinkit.engines.program import Program, read_program
 from orinkit.runtime.sampling import Sampling, settings_of
 
 CAPACITY = 8192
-WARM, STEPS = 30, 300
+WARM, STEPS, BLOCK = 30, 300, 50
 SYSTEM, QUESTIONS = 1500, (8, 16, 32, 64)
 SHORT = (8, 16, 32, 64, 128, 256)
 LIMITS = Limits(biases=300, stops=32, logprobs=20, run_ahead=2, snapshots=1)
@@ -200,7 +201,7 @@ def reused(pipeline: Pipeline, vocab: int, chunk: int, tokens: int) -> dict[str,
     return {name: round(sorted(times)[len(times) // 2] * 1e3, 3) for name, times in found.items()}
 
 
-def decoded(pipeline: Pipeline, vocab: int, batch: int, depth: int, chunk: int) -> dict[str, float]:
+def decoded(pipeline: Pipeline, vocab: int, batch: int, depth: int, chunk: int) -> dict[str, Any]:
     """Greedy decode of `batch` sequences behind prompts of `depth` tokens."""
     slots, rng = range(batch), np.random.default_rng(depth)
     for slot in slots:
@@ -214,22 +215,37 @@ def decoded(pipeline: Pipeline, vocab: int, batch: int, depth: int, chunk: int) 
             pipeline.prefill(StepInputs(ids[start:end].astype(np.int32), edges, past, place, rows))
             pipeline.collect(pipeline.run_ahead)
     done: list[tuple[Chosen, ...]] = []
+    marks = []
     for index in range(WARM + STEPS):
         if index == WARM:
             pipeline.collect(0)
-            start_s, start_cpu_s = time.perf_counter(), time.thread_time()
+            begun = time.perf_counter()
+        if index >= WARM and (index - WARM) % BLOCK == 0:
+            marks.append(time.thread_time())
         pipeline.decode(slots, depth + 1 + index)
         done += pipeline.collect(pipeline.run_ahead)
     done += pipeline.collect(0)
-    us, host_us = (
-        (end - start) / STEPS * 1e6
-        for end, start in ((time.perf_counter(), start_s), (time.thread_time(), start_cpu_s))
-    )
+    us = (time.perf_counter() - begun) / STEPS * 1e6
+    host_us = np.diff([*marks, time.thread_time()]) / BLOCK * 1e6
     for slot in slots:
         pipeline.leave(slot)
     if any(len(step) != batch or None in [chosen.token for chosen in step] for step in done[-STEPS:]):
         raise SystemExit(f"batch {batch}, depth {depth}: some steps chose no token, so their time says nothing")
-    return {"us": round(us, 1), "tokens_per_second": round(batch / us * 1e6), "host_us": round(host_us, 1)}
+    return {
+        "us": round(us, 1),
+        "tokens_per_second": round(batch / us * 1e6),
+        "host_us": round(float(np.median(host_us)), 1),
+        "host_us_of_blocks": host_us.round(1).tolist(),
+        "sleep_us": round(slept(us / 1e6) * 1e6, 1),
+    }
+
+
+def slept(seconds: float) -> float:
+    """Processor seconds that a sleep costs."""
+    start = time.thread_time()
+    for _ in range(BLOCK):
+        time.sleep(seconds)
+    return (time.thread_time() - start) / BLOCK
 
 
 def main() -> None:
