@@ -30,12 +30,23 @@ def products(tokens: int, width: int, kernels: KernelLibrary) -> list[OnDevice]:
     return [OnDevice(each, kernels, product_of(each)) for each in made]
 
 
-@pytest.mark.parametrize("heads", [gated_delta.QWEN_SMALL, gated_delta.QWEN_MIDDLE], ids=["one each", "shared keys"])
+GATED_DELTA = {
+    "split": (gated_delta.QWEN_SMALL, 1),
+    "split, shared keys": (gated_delta.QWEN_MIDDLE, 1),
+    "whole": (gated_delta.QWEN_SMALL, 3),
+    "whole, shared keys": (gated_delta.QWEN_LARGE, 1),
+}
+"""Heads and sequences: a head over several blocks of a large GPU, or too many heads for that."""
+
+
+@pytest.mark.parametrize(("heads", "sequences"), GATED_DELTA.values(), ids=GATED_DELTA)
 @pytest.mark.parametrize("tokens", [1, 8])
-def test_gated_delta(tokens: int, heads: gated_delta.Heads, kernels: KernelLibrary, stream: Any) -> None:
-    case = gated_delta.step(tokens, heads, [gated_delta.Row(tokens, 5, 1)])
+def test_gated_delta(
+    tokens: int, heads: gated_delta.Heads, sequences: int, kernels: KernelLibrary, stream: Any
+) -> None:
+    case = gated_delta.step(tokens, heads, [gated_delta.Row(tokens, 5, slot) for slot in range(sequences)])
     launch = gated_delta.Launch(case, kernels, stream)
-    given = products(tokens, launch.host["qkvz"].shape[1], kernels)
+    given = products(tokens * sequences, launch.host["qkvz"].shape[1], kernels)
 
     def steps(settled: int) -> Callable[[], None]:
         launches = [launch.with_arguments(qkvz=product.y.pointer, settled=settled) for product in given]

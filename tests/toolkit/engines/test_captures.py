@@ -130,5 +130,18 @@ def test_who_leaves_before_the_prompt_ends_leaves_nothing_behind(engine: Any) ->
     assert answer(pipeline, 11)[0] == expected[0]
 
 
-def step(row: Row) -> Any:
-    return Batch.of([row], Profile("prefill", SHAPES.chunk, SHAPES.slots)).inputs()
+def test_every_sequence_of_a_chunk_is_told(engine: Any) -> None:
+    rows = [Row(slot, 0, IDS[slot : 9 + 2 * slot]) for slot in (0, 2, 3)]
+    found = []
+    for pipeline in (open_pipeline(engine, SHAPES), HostPipeline(Stepper(engine, SHAPES))):
+        for row in rows:
+            pipeline.seat(row.slot, PLAIN)
+        pipeline.prefill(step(*rows))
+        found.append([[(chosen.slot, chosen.token) for chosen in told] for told in pipeline.collect(0)])
+    captured, exact = found
+    assert captured == exact
+    assert [slot for slot, _ in captured[0]] == [0, 2, 3]
+
+
+def step(*rows: Row) -> Any:
+    return Batch.of(list(rows), Profile("prefill", SHAPES.chunk, SHAPES.slots)).inputs()

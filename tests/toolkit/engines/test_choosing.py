@@ -172,8 +172,11 @@ def test_more_than_the_limits_is_refused_and_changes_nothing(gpu: Any, more: dic
     device.seats.put(0, PENALISED)
     expected = "expected at most 4 biases, 3 stop ids and 2 log-probabilities, found"
     with pytest.raises(EngineError, match=expected):
-        device.seats.put(0, replace(SEAT, prompt=(1,), **more))
+        device.seats.put(0, replace(PENALISED, prompt=(1,), max_length=9, is_constrained=True, **more))
     assert device.counts(0) == {7: IN_PROMPT, 8: IN_PROMPT}
+    assert (device.settings(0)["is_constrained"], device.settings(0)["num_biases"]) == (0, 0)
+    assert device.row("stops", 0, 3, np.int32) == [5, -1, -1]
+    assert device.row("max_lengths", 0, 1, np.int32) == [20]
 
 
 # The end of a step

@@ -83,7 +83,7 @@ def test_entries_of_a_step_that_lay_there_before_are_not_read(told: Told) -> Non
 
     told.write(3, (0, 40, 0), (1, 41, 0), (2, 42, 0))
     told.write(3 + RING_STEPS, (0, 50, 0))
-    assert [chosen.token for chosen in told.ring.read(3 + RING_STEPS, 1, {})] == [50]
+    assert [chosen.token for chosen in told.ring.read(3 + RING_STEPS, 3, {})] == [50]
     assert [chosen.token for chosen in told.ring.read(3, 3, {})] == [41, 42]
 
 
