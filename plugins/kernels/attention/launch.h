@@ -16,12 +16,12 @@
 
 #include "common/abi.h"
 
-#define ORIN_ATTENTION_FIELDS(P, I, F)                                                                            \
-  P(qkv)                                                                                                          \
-  P(kv)                                                                                                           \
-  P(kv_scale) P(cu_seqlens) P(past_lens) P(slots) P(q_norm) P(k_norm) P(cos) P(sin) P(y) P(workspace) P(counters) \
-      I(tokens) I(sequences) I(max_step) I(max_length) I(capacity) I(heads) I(kv_heads) I(head_dim) I(rotary_dim) \
-          I(window) I(gate) I(settled) F(scale) F(softcap) F(norm_eps)
+// clang-format off
+#define ORIN_ATTENTION_FIELDS(P, I, F)                                                                                \
+  P(qkv) P(kv) P(kv_scale) P(cu_seqlens) P(past_lens) P(slots) P(q_norm) P(k_norm) P(cos) P(sin) P(y) P(workspace)    \
+  P(counters) I(tokens) I(sequences) I(max_step) I(max_length) I(capacity) I(heads) I(kv_heads) I(head_dim)           \
+  I(rotary_dim) I(window) I(gate) I(settled) F(scale) F(softcap) F(norm_eps)
+// clang-format on
 
 ORIN_ABI(Attention, attention, ORIN_ATTENTION_FIELDS)
 
