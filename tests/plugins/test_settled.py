@@ -3,7 +3,7 @@
 the next one reads at the same addresses, give bit for bit what kernels give that wait first.
 
 What a multiprocessor has read in one step must not come from its L1 cache in the next. No document promises that of a
-kernel that starts early, so it is seen here.
+kernel that starts early, so it is seen here. Before SM90 none starts early: there these tests say nothing of that.
 """
 
 from __future__ import annotations

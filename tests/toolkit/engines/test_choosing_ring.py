@@ -14,6 +14,7 @@ import pytest
 import standin
 from host_kernels import HostKernels
 from orinkit.engines.base import Chosen, Limits
+from orinkit.errors import EngineError
 
 SLOTS = 3
 LIMITS = Limits(biases=4, stops=3, logprobs=2, run_ahead=2, snapshots=0)
@@ -85,6 +86,13 @@ def test_entries_of_a_step_that_lay_there_before_are_not_read(told: Told) -> Non
     told.write(3 + RING_STEPS, (0, 50, 0))
     assert [chosen.token for chosen in told.ring.read(3 + RING_STEPS, 3, {})] == [50]
     assert [chosen.token for chosen in told.ring.read(3, 3, {})] == [41, 42]
+
+
+def test_a_library_whose_entries_are_others_is_refused(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {name: kind for name, kind in LIBRARY.fields("step_entry").items() if name != "logprob"}
+    monkeypatch.setattr(LIBRARY, "fields", lambda _: entries)
+    with pytest.raises(EngineError, match=r"expected a kernel library whose ring entries are .*logprob.*, found"):
+        Told(told.gpu)
 
 
 def test_a_ring_that_starts_again_has_told_nothing(told: Told) -> None:

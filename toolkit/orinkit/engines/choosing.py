@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,8 @@ RING_STEPS = 32
 IDLE, FAILED = -1, 3
 """States of a ring entry, RowState in plugins/kernels/step/params.h: no token was wanted; none can be chosen."""
 
-_KINDS = {"D": "<f8", "U": "<u8", "I": "<i4", "F": "<f4"}
-_CODES = {"D": "d", "U": "Q", "I": "i", "F": "f"}
+_KINDS = {"D": "<d", "U": "<Q", "I": "<i", "F": "<f"}
+"""NumPy and `struct` call them the same."""
 _ENTRY = ("step", "slot", "token", "logprob", "state")
 
 _NEUTRAL = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
@@ -43,9 +43,9 @@ def struct_of(library: KernelLibrary, name: str) -> list[tuple[str, str]]:
     return [(field, _KINDS[kind]) for field, kind in library.fields(name).items()]
 
 
-def packing(kinds: Mapping[str, str]) -> struct.Struct:
-    """Of the same struct, by its fields' kinds."""
-    return struct.Struct("<" + "".join(_CODES[kind] for kind in kinds.values()))
+def packing(fields: Sequence[tuple[str, str]]) -> struct.Struct:
+    """The same fields for `struct`."""
+    return struct.Struct("<" + "".join(kind.removeprefix("<") for _, kind in fields))
 
 
 class Mirror:
@@ -89,9 +89,9 @@ class Seats:
 
     def __init__(self, gpu: Gpu, library: KernelLibrary, slots: int, capacity: int, vocab: int, limits: Limits) -> None:
         self._gpu, self._library, self._vocab, self._limits = gpu, library, vocab, limits
-        kinds = library.fields("sampling_slot")
-        self._names, self._pack = tuple(kinds), packing(kinds).pack
-        self.settings = Mirror(gpu, slots, 1, np.dtype(struct_of(library, "sampling_slot")))
+        fields = struct_of(library, "sampling_slot")
+        self._names, self._pack = tuple(name for name, _ in fields), packing(fields).pack
+        self.settings = Mirror(gpu, slots, 1, np.dtype(fields))
         self.bias_ids = Mirror(gpu, slots, limits.biases, np.int32)
         self.bias_values = Mirror(gpu, slots, limits.biases, np.float64)
         self.masks = Mirror(gpu, slots, -(-vocab // 32), np.uint32)
@@ -152,13 +152,13 @@ class Ring:
     """What the device tells the host: an entry for each row of a step, and how many steps are complete."""
 
     def __init__(self, gpu: Gpu, library: KernelLibrary, rows: int, limits: Limits) -> None:
+        fields = struct_of(library, "step_entry")
+        if (names := tuple(name for name, _ in fields)) != _ENTRY:
+            raise EngineError(f"expected a kernel library whose ring entries are {_ENTRY}, found {names}")
         top = [("top", [("id", "<i4"), ("logprob", "<f4")], (limits.logprobs,))] if limits.logprobs else []
-        self._entries = gpu.pinned((RING_STEPS, rows), np.dtype([*struct_of(library, "step_entry"), *top]))
+        self._entries = gpu.pinned((RING_STEPS, rows), np.dtype([*fields, *top]))
         # Not by NumPy, which takes a microsecond for a field and many for the first one after a sleep.
-        kinds = library.fields("step_entry")
-        if tuple(kinds) != _ENTRY:
-            raise EngineError(f"expected a kernel library whose ring entries are {_ENTRY}, found {tuple(kinds)}")
-        self._unpack = packing(kinds).unpack_from
+        self._unpack = packing(fields).unpack_from
         self._bytes = self._entries.array.view(np.uint8).reshape(-1).data
         self._stride = self._entries.array.itemsize
         self._rows = rows
