@@ -4,8 +4,9 @@
     python compile_cubin.py SOURCE CUBIN --arch 87 --compiler PATH [--include DIR ...] [--depfile FILE] [--cache DIR]
 
 PATH is the program nvcc, libnvrtc.so.*, or a folder into which the wheels of cmake/nvrtc/*.txt were unpacked.
-What ptxas says (registers, shared memory, spills) lies beside the cubin with the suffix .log. DIR keeps one result for
-each source, architecture and compiler; it is taken again while source, headers, options and compiler are the same.
+What ptxas says (registers, shared memory, spills) lies beside the cubin with the suffix .log, and with .ptx what NVRTC
+gave it. DIR keeps one result for each source, architecture and compiler; it is taken again while source, headers,
+options and compiler are the same.
 Standard library only: it runs wherever CMake runs.
 """
 
@@ -22,6 +23,8 @@ import sys
 from pathlib import Path
 
 FLAGS = ("--std=c++17", "--fmad=true", "--extra-device-vectorization")
+BESIDE = (".log", ".ptx")
+"""Suffixes of what lies beside a cubin; nvcc leaves no .ptx."""
 
 
 def by_nvcc(nvcc: Path, source: Path, cubin: Path, arch: str, includes: list[Path]) -> str:
@@ -48,6 +51,7 @@ def by_nvrtc(library: Path, source: Path, cubin: Path, arch: str, includes: list
     if status:
         raise SystemExit(f"{source}: NVRTC failed with code {status}\n{log}")
     cubin.write_bytes(_text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program))
+    cubin.with_suffix(".ptx").write_bytes(_text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).rstrip(b"\0"))
     return log
 
 
@@ -85,7 +89,7 @@ def headers(source: Path, includes: list[Path]) -> set[Path]:
 
 
 def make(compiler: Path, source: Path, cubin: Path, arch: str, includes: list[Path]) -> None:
-    """The cubin and its log."""
+    """The cubin and what lies beside it."""
     compile_by = by_nvrtc if "nvrtc" in compiler.name else by_nvcc
     log = compile_by(compiler, source, cubin, arch, includes)
     cubin.with_suffix(".log").write_text(log, encoding="utf-8")
@@ -95,7 +99,7 @@ def make_once(cache: Path, compiler: Path, source: Path, cubin: Path, arch: str,
     """The same, from `cache` where it is there, and put there where it is not."""
     found = compiler.resolve().stat()
     made_by = hashlib.sha256(f"{compiler.resolve()}".encode()).hexdigest()[:8]
-    key = hashlib.sha256(f"{FLAGS} {arch} {found.st_size} {found.st_mtime_ns}".encode())
+    key = hashlib.sha256(f"{FLAGS} {BESIDE} {arch} {found.st_size} {found.st_mtime_ns}".encode())
     for path in [source, *sorted(headers(source, [p for p in includes if not (p / "cuda_fp16.h").is_file()]))]:
         key.update(hashlib.sha256(path.read_bytes()).digest())
     stem = f"{source.stem}.sm_{arch}.{made_by}"
@@ -104,12 +108,14 @@ def make_once(cache: Path, compiler: Path, source: Path, cubin: Path, arch: str,
         cache.mkdir(parents=True, exist_ok=True)
         part = cache / f"{stem}.{os.getpid()}.part"
         make(compiler, source, part, arch, includes)
-        for old in cache.glob(f"{stem}.*.cubin"):
-            old.unlink(missing_ok=True)
-            old.with_suffix(".log").unlink(missing_ok=True)
-        part.with_suffix(".log").replace(kept.with_suffix(".log"))
+        for old in set(cache.glob(f"{stem}.*.cubin")) - {kept}:  # which another process may have made by now
+            for suffix in (".cubin", *BESIDE):
+                old.with_suffix(suffix).unlink(missing_ok=True)
+        for beside in filter(Path.is_file, map(part.with_suffix, BESIDE)):
+            beside.replace(kept.with_suffix(beside.suffix))
         part.replace(kept)
-    shutil.copyfile(kept.with_suffix(".log"), cubin.with_suffix(".log"))
+    for beside in filter(Path.is_file, map(kept.with_suffix, BESIDE)):
+        shutil.copyfile(beside, cubin.with_suffix(beside.suffix))
     shutil.copyfile(kept, cubin)
 
 
