@@ -105,7 +105,7 @@ def ours(plan: Plan) -> Arrays:
 
 def published(plan: Plan) -> Arrays:
     """AWQ as published, the head with clipped ranges."""
-    arrays, ids = floats(plan), plan.calibration_ids()
+    arrays, ids = floats(plan), plan.calibration_ids
     shared = {name: array for name, array in arrays.items() if name.startswith("rope.")}
     runner = LayerRunner(plan.spec, ids.shape[1])
     hidden = np.stack(list(prepare.embedded(plan.embedding(), ids)))

@@ -41,7 +41,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 def measure(checkpoint: Path, index: int, sequences: int, tokens: int, passes: int) -> dict[str, object]:
     """The record of one layer."""
     plan = quantisation.planned(checkpoint, sequences, tokens)
-    spec, ids = plan.spec, plan.calibration_ids()
+    spec, ids = plan.spec, plan.calibration_ids
     prefix = f"layers.{index}."
     mine = {w.name: outliers.read(w) for w in plan.stored() if w.name.startswith((prefix, "rope."))}
     shared = {name: array for name, array in mine.items() if name.startswith("rope.")}

@@ -37,7 +37,7 @@ def run(plan: Plan, folder: Path) -> None:
 
     The last token of a sequence has no next one to predict, so it is left out.
     """
-    ids = plan.evaluation_ids()[:, :-1]
+    ids = plan.evaluation_ids[:, :-1]
     stored = plan.stored()
     shared = {weight.name: _read(weight) for weight in stored if weight.name.startswith("rope.")}
     hidden, runner = Hidden(folder), LayerRunner(plan.spec, ids.shape[1])

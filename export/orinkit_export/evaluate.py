@@ -129,7 +129,7 @@ def run(plan: Plan, model: Path, hidden: Path, folder: Path) -> None:
     Raises VerificationError: logits that are not finite.
     """
     engine = open_engine("onnxruntime", model, plan.spec)
-    ids, rows = plan.evaluation_ids(), baseline.rows(plan, hidden)
+    ids, rows = plan.evaluation_ids, baseline.rows(plan, hidden)
     done = []
     with progress("evaluate", rows.shape[0] * rows.shape[1], "tokens") as advance:
         for sequence, normed in zip(ids, rows, strict=True):

@@ -31,7 +31,7 @@ SHRINK = np.arange(67, 129) / 112
 THREADS = len(os.sched_getaffinity(0))
 
 _CACHED = 1 << 18
-"""Weights searched at a time by one thread: with its temporaries a piece stays in the CPU's cache."""
+"""Weights searched at a time by one thread."""
 
 
 class Levels(NamedTuple):
@@ -68,11 +68,19 @@ def narrow(scales: Float32) -> Float16:
     return found
 
 
-def by_rows(rows: int, columns: int, work: Callable[[slice], None]) -> None:
-    """`work` on blocks of rows, several at a time."""
-    step = max(1, _CACHED // columns)
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(work, (slice(start, start + step) for start in range(0, rows, step))))
+def by_rows(rows: int, size: int, work: Callable[[slice], None]) -> None:
+    """`work` on blocks of `size` rows, several at a time; a single one needs no thread."""
+    blocks = [slice(start, start + size) for start in range(0, rows, size)]
+    if len(blocks) == 1:
+        work(blocks[0])
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(work, blocks))
+
+
+def cached_rows(columns: int) -> int:
+    """Rows of a matrix of so many columns that stay in the CPU's cache together with a search's temporaries."""
+    return max(1, _CACHED // columns)
 
 
 def levels_of(
@@ -95,7 +103,7 @@ def levels_of(
         if found.zeros is not None:
             zeros[rows] = found.zeros
 
-    by_rows(n, k, work)
+    by_rows(n, cached_rows(k), work)
     return Levels(scales, zeros if has_zeros else None)
 
 

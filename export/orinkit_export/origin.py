@@ -37,7 +37,7 @@ def digest(path: Path, advance: Advance = lambda _: None) -> str:
 
 def _texts(plan: Plan) -> dict[str, str]:
     """Digests of the texts that the recipe has use for."""
-    used = {"evaluation": plan.evaluation_ids()}
+    used = {"evaluation": plan.evaluation_ids}
     if plan.is_calibrated:
-        used["calibration"] = plan.calibration_ids()
+        used["calibration"] = plan.calibration_ids
     return {section: hashlib.sha256(ids.tobytes()).hexdigest() for section, ids in used.items()}

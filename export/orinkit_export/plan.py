@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,19 @@ class Plan:
     folder: Path
     """Where the recipe lies; its texts are relative to it."""
 
+    @cached_property
     def calibration_ids(self) -> NDArray[np.int32]:
         """Token ids [sequences, tokens] of the calibration text. Raises ConfigError."""
         return calibrate.sequences(self.recipe.calibration, self.folder, self.tokenizer)
 
+    @cached_property
     def probe_ids(self) -> NDArray[np.int32]:
         """Token ids [S, T] of the part of the calibration text on which formats are tried. Raises ConfigError."""
-        ids, (count, tokens) = self.calibration_ids(), PROBED
+        ids, (count, tokens) = self.calibration_ids, PROBED
         chosen = np.linspace(0, len(ids) - 1, min(len(ids), count)).astype(np.intp)
         return ids[np.unique(chosen), :tokens]
 
+    @cached_property
     def evaluation_ids(self) -> NDArray[np.int32]:
         """Token ids [sequences, tokens] of the evaluation text. Raises ConfigError."""
         settings = self.recipe.evaluation
@@ -105,11 +109,11 @@ class Plan:
         """Size of the files of hidden rows: input and output of a layer for each text that is run, and what lies
         between where weights are rounded by the calibration text (streams.py)."""
         undecided, pair = len(self.undecided()), 2 * self.spec.hidden
-        values = pair * self.evaluation_ids().size
+        values = pair * self.evaluation_ids.size
         if self.recipe.quantise.method in quantise.CALIBRATED:
-            values += streams.most_columns(self.spec) * self.calibration_ids().size
+            values += streams.most_columns(self.spec) * self.calibration_ids.size
         if undecided:
-            values += pair * self.probe_ids().size * (1 + undecided)
+            values += pair * self.probe_ids.size * (1 + undecided)
         return 4 * values
 
 

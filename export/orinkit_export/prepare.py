@@ -78,7 +78,7 @@ class _Calibrated:
         self._findings = Findings(folder)
         self._stored = plan.stored()
         self._hidden = Hidden(folder / CALIBRATION)
-        self._ids = plan.calibration_ids()
+        self._ids = plan.calibration_ids
         self._runner = LayerRunner(plan.spec, self._ids.shape[1])
         self._shared = {w.name: _read(w) for w in self._stored if w.name.startswith("rope.")}
 

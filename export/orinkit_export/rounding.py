@@ -9,7 +9,6 @@ scale by scale, each the best while all others stay.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from orinkit import int4
 from orinkit_export.damping import damped, inverse_factor
-from orinkit_export.levels import THREADS, Levels, by_rows, levels_of, narrow
+from orinkit_export.levels import Levels, by_rows, cached_rows, levels_of, narrow
 
 Float32 = NDArray[np.float32]
 Float16 = NDArray[np.float16]
@@ -70,7 +69,7 @@ def nearest(weight: Float32, levels: Levels) -> Rounded:
     def work(rows: slice) -> None:
         values[rows] = int4.quantise(weight[rows], *levels.of_rows(rows))
 
-    by_rows(weight.shape[0], weight.shape[1], work)
+    by_rows(len(weight), cached_rows(weight.shape[1]), work)
     return Rounded(values, levels)
 
 
@@ -126,12 +125,10 @@ class _Spread:
     def __call__(self, weight: Float32, levels: Levels) -> Rounded:
         values, scales = np.empty(weight.shape, np.uint8), np.empty_like(levels.scales)
 
-        def work(start: int) -> None:
-            rows = slice(start, start + ROWS)
+        def work(rows: slice) -> None:
             values[rows], scales[rows] = self._rows(weight[rows], levels.of_rows(rows))
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(work, range(0, len(weight), ROWS)))
+        by_rows(len(weight), ROWS, work)
         return Rounded(values, Levels(scales, levels.zeros))
 
     def _rows(self, weight: Float32, levels: Levels) -> tuple[UInt8, Float16]:

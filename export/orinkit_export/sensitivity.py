@@ -74,7 +74,7 @@ class _Pass:
         self._plan = plan
         self._formats = formats
         self._folder = folder
-        self._ids = plan.probe_ids()
+        self._ids = plan.probe_ids
         self._stored = plan.stored()
         self._shared = {weight.name: _read(weight) for weight in self._stored if weight.name.startswith("rope.")}
         self._hidden = Hidden(folder / STREAMS)

@@ -31,7 +31,7 @@ def test_outlier_channels_are_large_and_change_no_function(load: Load) -> None:
     bench = load("quantisation")
     plan = bench.planned(ROOT / "tests/data/demo-model", 1, 64)
     other = load("outliers").injected(plan)
-    ids = plan.calibration_ids()
+    ids = plan.calibration_ids
     arrays = bench.floats(plan), bench.floats(other)
     clean, changed = (bench.rows_of(plan, which, ids) for which in arrays)
     assert np.abs(changed - clean).max() < 1e-3 * np.abs(clean).max()

@@ -47,7 +47,7 @@ def test_the_logits_are_those_of_the_whole_float_model(planned: Plan, tmp_path: 
     model = graph.build(wide.spec, store.read_index(tmp_path), "float32")
     graph.save(model, tmp_path / "model.onnx")
     whole = ReferenceGraph(ir.load(tmp_path / "model.onnx"))
-    expected = whole.logits([ids[:-1].tolist() for ids in planned.evaluation_ids()])
+    expected = whole.logits([ids[:-1].tolist() for ids in planned.evaluation_ids])
     assert np.abs(found - expected).max() < LOGITS_FLOAT32
 
 

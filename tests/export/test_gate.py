@@ -203,5 +203,5 @@ def test_the_demo_is_within_the_bounds_of_its_size(tmp_path: Path, monkeypatch: 
     assert made.manifest.report["quality_kl_mean"] < 0.025
     assert report.quality.positions > 2000
     assert all(m.after < 0.6 * m.before for m in report.matrices if m.after is not None and m.before is not None)
-    compared = bench.Texts(planned, bench.floats(planned), {"evaluation": planned.evaluation_ids()})
+    compared = bench.Texts(planned, bench.floats(planned), {"evaluation": planned.evaluation_ids})
     assert report.quality.kl_mean <= 0.5 * compared.compare(bench.plain(planned))["evaluation"].kl_mean

@@ -72,7 +72,7 @@ def test_what_is_stored_makes_the_rows_that_it_was_rounded_for(tmp_path: Path) -
     """Folds and all: the integers of a producer stay while its scales are divided."""
     plan = planned("awq+gptq")
     expected, found, stored = last_rows(plan, tmp_path)
-    ids = plan.calibration_ids()
+    ids = plan.calibration_ids
     runner, rows = LayerRunner(plan.spec, ids.shape[1]), np.stack(list(prepare.embedded(plan.embedding(), ids)))
     shared = {name: array for name, array in stored.items() if name.startswith("rope.")}
     for index in range(len(plan.spec.layers)):

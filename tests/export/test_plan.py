@@ -64,7 +64,7 @@ def test_the_head_is_found_whether_it_is_stored_or_shared(embedding: str, stored
 
 def test_evaluation_sequences_are_no_longer_than_the_capacity(folder: Path) -> None:
     recipe(evaluation={"sequences": 3, "tokens": 512})(folder)
-    assert read(folder).evaluation_ids().shape == (3, 64)
+    assert read(folder).evaluation_ids.shape == (3, 64)
 
 
 def test_calibration_sequences_longer_than_the_capacity_are_refused(folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_evaluation_text_of_ones_own_lies_beside_the_recipe(folder: Path) -> 
     file("mine.txt", "To be, or not to be. " * 9)(folder)
     recipe(evaluation={"text": "mine.txt", "sequences": 1, "tokens": 16})(folder)
     planned = read(folder)
-    assert planned.tokenizer.decode(planned.evaluation_ids()[0].tolist()).startswith("To be, or not to be. To be")
+    assert planned.tokenizer.decode(planned.evaluation_ids[0].tolist()).startswith("To be, or not to be. To be")
 
 
 def test_sizes_are_those_of_the_bundle(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def logits(planned: Plan, rounded: str, folder: Path) -> NDArray[np.float32]:
             quantise.store(writer, as_int8(weight) if weight.name == rounded else weight, recipe)
     graph.save(graph.build(planned.spec, store.read_index(folder), "float32"), folder / "model.onnx")
     whole = ReferenceGraph(ir.load(folder / "model.onnx"))
-    return whole.logits([ids[:-1].tolist() for ids in planned.probe_ids()])
+    return whole.logits([ids[:-1].tolist() for ids in planned.probe_ids])
 
 
 def test_the_divergence_is_that_of_the_whole_model_with_one_matrix_rounded(planned: Plan, tmp_path: Path) -> None:

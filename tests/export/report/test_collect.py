@@ -52,7 +52,7 @@ def test_the_error_before_is_that_of_plain_rounding(report: Report, calibrated: 
     """The first layer's inputs are embedding rows behind its first norm."""
     planned = plan.read(calibrated / "recipe.yaml")
     stored = {weight.name: np.concatenate(list(weight.blocks())) for weight in planned.stored()}
-    rows = stored["embedding.weight"][planned.calibration_ids()].reshape(-1, planned.spec.hidden)
+    rows = stored["embedding.weight"][planned.calibration_ids].reshape(-1, planned.spec.hidden)
     x = rms_norm(rows, stored["layers.0.norm1"], planned.spec.norm_eps)
     wanted = rounding.plain_loss(stored["layers.0.qkvz.weight"], 32, x.T @ x / np.float32(len(x)))
     found = next(matrix.before for matrix in report.matrices if matrix.name == "layers.0.qkvz")

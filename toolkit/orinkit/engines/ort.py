@@ -142,7 +142,7 @@ class OrtProgram:
 
     def __init__(self, model: bytes) -> None:
         """Load `model`. Raises EngineError."""
-        self._session = _session(model)
+        self._session = _session(model, spinning=False)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -188,8 +188,12 @@ class OrtEngine:
         return OrtContext(self._session, profile, caches)
 
 
-def _session(model: Path | bytes, threads: int = 0) -> onnxruntime.InferenceSession:
+def _session(model: Path | bytes, threads: int = 0, spinning: bool = True) -> onnxruntime.InferenceSession:
+    """`spinning` threads loop until the next run: decode's short steps begin sooner, and whatever else computes between
+    two runs has no cores (calibration's NumPy took twice as long).
+    """
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.log_severity_level = 3
     try:
