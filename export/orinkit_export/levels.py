@@ -28,7 +28,7 @@ Shrink = Sequence[float] | NDArray[np.float64]
 SHRINK = np.arange(67, 129) / 112
 """Candidates of p, 0.6 to 8/7: p = 1 is plain full range and p = 8/7 is s = absmax/7, so neither is ever better."""
 
-THREADS = len(os.sched_getaffinity(0))
+_THREADS = len(os.sched_getaffinity(0))
 
 _CACHED = 1 << 18
 """Weights searched at a time by one thread."""
@@ -74,7 +74,7 @@ def by_rows(rows: int, size: int, work: Callable[[slice], None]) -> None:
     if len(blocks) == 1:
         work(blocks[0])
     else:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(work, blocks))
 
 

@@ -19,10 +19,6 @@ Start = Callable[..., Server]
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MB = 1 << 20
-# What a daemon holds that reads what it must refuse, and the most that one needs that does not: a body of the longest
-# that it takes (1 MB), and what the allocator rounds it to.
-LONG = 32 * MB
-GROWTH = 8 * MB
 
 
 def status_of(answer: bytes) -> list[int]:
@@ -48,12 +44,13 @@ def test_a9_a_body_that_is_too_long_is_refused_before_it_is_read(server: Server)
     server.check_golden()
     before = peak_memory(server.process.pid)
     assert status_of(said(server, HEAD, b"Content-Length: %d\r\n\r\n" % (MB + 1))) == [413]
-    long = b"x" * LONG
+    long = b"x" * (32 * MB)
     assert status_of(said(server, HEAD, b"Content-Length: %d\r\n\r\n" % len(long), long)) == [413]
     assert status_of(said(server, HEAD, b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(long), long)) == [413]
     pieces = b"%x\r\n%b\r\n" % (1000, b"x" * 1000)
-    assert status_of(said(server, HEAD, b"Transfer-Encoding: chunked\r\n\r\n", pieces * (LONG // 1000))) == [413]
-    assert peak_memory(server.process.pid) - before < GROWTH
+    assert status_of(said(server, HEAD, b"Transfer-Encoding: chunked\r\n\r\n", pieces * (len(long) // 1000))) == [413]
+    # A body that comes in pieces is kept up to 1 MB, and for a moment twice while its buffer grows.
+    assert peak_memory(server.process.pid) - before < 4 * MB
 
 
 def test_a9_a_content_length_that_lies_is_refused(server: Server) -> None:
@@ -66,7 +63,7 @@ def test_a9_a_content_length_that_lies_is_refused(server: Server) -> None:
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        (b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"y" * LONG, 431),
+        (b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"y" * (4 * MB), 431),
         (b"GET /livez HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(10_000)), 431),
         (b"GET /livez HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n", 431),
         (b"GET /" + b"a" * (64 << 10) + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
@@ -77,7 +74,7 @@ def test_a9_a_content_length_that_lies_is_refused(server: Server) -> None:
 def test_a11_a_head_that_is_too_long_is_refused(server: Server, head: bytes, expected: int) -> None:
     before = peak_memory(server.process.pid)
     assert status_of(said(server, head)) == [expected]
-    assert peak_memory(server.process.pid) - before < GROWTH
+    assert peak_memory(server.process.pid) - before < MB
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
