@@ -12,11 +12,13 @@ import pytest
 
 import standin
 from orinkit.bundle import Bundle
+from orinkit.engines.base import Pipeline
+from orinkit.engines.waiting import RUN
 from orinkit.errors import EngineError
 from orinkit.recipe import Shapes
-from orinkit.runtime.pipeline import HostPipeline, open_pipeline
+from orinkit.runtime.pipeline import RUN_AHEAD, HostPipeline, open_pipeline
 from orinkit.runtime.steps import Stepper
-from toolkit.engines.conversations import GREEDY, Conversation, talk, tokens_of
+from toolkit.engines.conversations import GREEDY, PLAIN, Conversation, Heard, talk, tokens_of
 
 SHAPES = Shapes(capacity=1024, slots=4, chunk=16)
 
@@ -48,6 +50,40 @@ def test_captured_with_run_ahead_as_chosen_on_the_host(engine: Any) -> None:
     assert tokens_of(found) == tokens_of(talk(HostPipeline(Stepper(engine, SHAPES)), SHAPES, 70))
     assert len(found) > 8
     assert max(map(len, found)) > 10
+
+
+def test_steps_in_a_row_are_told_several_at_a_time(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a step takes here; a prompt ends it, and nothing is lost or told twice."""
+    monkeypatch.setattr("orinkit.engines.waiting.TOGETHER_S", 100.0)  # of the module that the stand-in has made anew
+
+    def spoken(pipeline: Pipeline) -> tuple[list[Heard], list[int]]:
+        conversation, ahead = Conversation(pipeline, SHAPES, seat=PLAIN), []
+        for slot in (0, 1):
+            conversation.join(slot, GREEDY)
+            for _ in range(3 * RUN):
+                conversation.decode()
+            ahead += [pipeline.run_ahead, pipeline.in_flight]
+        return conversation.answers(), ahead
+
+    found, ahead = spoken(noticed_late(open_pipeline(engine, SHAPES)))
+    wanted, _ = spoken(HostPipeline(Stepper(engine, SHAPES)))
+    assert tokens_of(found) == tokens_of(wanted)
+    assert [len(heard) for heard in found] == [1 + 6 * RUN, 1 + 3 * RUN]
+    assert ahead == [RUN_AHEAD + 3] * 4
+
+
+def noticed_late(pipeline: Any) -> Any:
+    """The same pipeline, to which a step that is asked for the first time is not done, as on a device."""
+    choosing, asked = pipeline._choosing, set()
+    has_told = choosing.has_told
+
+    def has_told_late(step: int) -> bool:
+        is_new = step not in asked
+        asked.add(step)
+        return not is_new and has_told(step)
+
+    choosing.has_told = has_told_late
+    return pipeline
 
 
 def test_nothing_is_allocated_after_the_start(engine: Any) -> None:

@@ -5,26 +5,31 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
-from orinkit.engines.waiting import AFTER_S, BEFORE_S, CHECK_S, URGENT_S, Waiting, rounded
+from orinkit.engines.waiting import AFTER_S, BEFORE_S, CHECK_S, RUN, TOGETHER, TOGETHER_S, URGENT_S, Waiting, rounded
 
 SLACK_S = 6e-5
 """How late the system ends a sleep."""
 YIELD_S = 2e-6
 LAUNCH_S = 1e-5
+RUN_AHEAD = 2
+LONG = RUN * TOGETHER
+"""Steps of a kind in a row behind which as many as may be are waited for at once."""
 
 
 @dataclass
 class Seen:
-    """What one step cost the host."""
+    """What it cost the host to notice steps that it waited for at once."""
 
+    steps: int = 0
     sleeps: int = 0
     yields: int = 0
     checks: int = 0
     late: float = 0.0
-    """Seconds from its end to the look that found it."""
+    """Seconds from the end of the last one to the look that found it."""
 
 
 @dataclass
@@ -53,17 +58,18 @@ class Host:
         self.free = max(self.free, self.now) + seconds
 
     def wait(self) -> Seen:
-        """Until the oldest step is found done."""
-        seen = Seen()
-        while self.now < self.ends[0]:
-            pause = self.waiting.pause()
+        """Until the oldest steps are found done, as many as are to be waited for at once."""
+        count, seen = self.waiting.together, Seen()
+        while self.now < self.ends[count - 1]:
+            pause = self.waiting.pause(count)
             if pause is None:
                 seen.checks += 1
                 continue
             seen.sleeps, seen.yields = seen.sleeps + (pause > 0), seen.yields + (pause == 0)
             self.now += pause + SLACK_S if pause else YIELD_S
-        seen.late = self.now - self.ends.pop(0)
-        self.waiting.done()
+        seen.late = self.now - self.ends[count - 1]
+        seen.steps = self.waiting.done(sum(end <= self.now for end in self.ends))
+        del self.ends[: seen.steps]
         return seen
 
     def alone(self, *steps: float, is_prompt: bool = False) -> list[Seen]:
@@ -75,11 +81,11 @@ class Host:
         return found
 
     def ahead(self, *steps: float) -> list[Seen]:
-        """Steps of which two are in flight behind the one that is waited for."""
+        """Steps of which some are in flight behind those that are waited for."""
         found = []
         for seconds in steps:
             self.launch(seconds)
-            if len(self.ends) > 2:
+            if len(self.ends) > RUN_AHEAD + self.waiting.ahead:
                 found.append(self.wait())
         return found
 
@@ -89,7 +95,12 @@ def mean(values: list[float]) -> float:
 
 
 def sleeps(seen: list[Seen]) -> float:
+    """Of each wait."""
     return mean([each.sleeps for each in seen])
+
+
+def sleeps_a_step(seen: list[Seen]) -> float:
+    return sum(each.sleeps for each in seen) / sum(each.steps for each in seen)
 
 
 # Steps with others behind them
@@ -99,42 +110,88 @@ def sleeps(seen: list[Seen]) -> float:
 @pytest.mark.parametrize("spread", [0, 0.03])
 def test_steady_steps_take_little_more_than_a_sleep_each(seconds: float, spread: float) -> None:
     host, rng = Host(), random.Random(1)
-    found = host.ahead(*(seconds * rng.gauss(1, spread) for _ in range(400)))[50:]
+    found = host.ahead(*(seconds * rng.gauss(1, spread) for _ in range(LONG + 400)))[50:]
     assert sleeps(found) < 1.4
     assert not any(each.yields or each.checks for each in found)
     assert mean([each.late for each in found]) < 2e-4
     assert max(each.late for each in found) < max(seconds, 3e-4)
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.8, 1.2, 2])
-def test_other_times_are_learned_and_the_device_never_waits(factor: float) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "together"), [(4e-4, TOGETHER), (TOGETHER_S / 5.5, 5), (TOGETHER_S / 2.5, 2), (TOGETHER_S / 1.5, 1)]
+)
+def test_short_steps_are_waited_for_together(seconds: float, together: int) -> None:
     host = Host()
-    host.ahead(*[1e-3] * 50)
-    idle = host.now - host.free
-    changing, after = host.ahead(*[1e-3 * factor] * 30), host.ahead(*[1e-3 * factor] * 50)
-    assert idle < 0
-    assert sleeps(changing) < 4
+    host.ahead(*[seconds] * LONG)
+    found = host.ahead(*[seconds] * 400)[2:]
+    assert {each.steps for each in found} == {together}
+    assert sleeps_a_step(found) < 1.4 / together
+
+
+def test_the_longer_it_has_been_so_the_more() -> None:
+    """What a sequence that ends costs the others is a small part of what has been computed for it."""
+    host, told = Host(), 0
+    for seen in host.ahead(*[4e-4] * 2 * LONG):
+        assert seen.steps <= 1 + (told + len(host.ends)) // RUN
+        told += seen.steps
+    assert seen.steps == TOGETHER
+
+
+def test_among_other_kinds_each_is_waited_for_by_itself() -> None:
+    host = Host()
+    for other in ("other", "prompt", ""):
+        host.ahead(*[4e-4] * LONG)
+        assert host.waiting.ahead == TOGETHER - 1
+        launch = host.launch_silent if not other else partial(host.launch, kind=other, is_prompt=other == "prompt")
+        launch(4e-4)
+        assert host.waiting.ahead == 0
+        while host.ends:
+            assert host.wait().steps == 1
+        assert host.ahead(4e-4, 4e-4, 4e-4)[0].steps == 1
+
+
+def test_the_last_step_is_waited_for_by_itself() -> None:
+    host = Host()
+    host.ahead(*[1e-3] * 2 * LONG)
+    while host.ends:
+        seen = host.wait()
+    assert seen.steps == 1
+    assert seen.late < 5e-6
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.2, 2])
+@pytest.mark.parametrize("steps", [50, LONG])
+def test_other_times_are_learned_while_the_device_waits_once_at_most(factor: float, steps: int) -> None:
+    host = Host()
+    host.ahead(*[1e-3] * steps)
+    changing, changed = host.ahead(*[1e-3 * factor] * 60), host.free
+    after = host.ahead(*[1e-3 * factor] * 100)
+    assert changed < 1e-3 * (steps + 60 * factor) + 2e-3
+    assert host.free - changed == pytest.approx(0.1 * factor)
+    assert sleeps_a_step(changing) < 4
     assert max(each.late for each in changing[3:]) < 2e-3
-    assert sleeps(after) < 1.4
+    assert sleeps_a_step(after) < 0.5
     assert mean([each.late for each in after]) < 2e-4
 
 
-def test_the_host_does_not_slow_the_device_down() -> None:
+@pytest.mark.parametrize("seconds", [2e-4, 1e-3])
+def test_the_host_does_not_slow_the_device_down(seconds: float) -> None:
     host = Host()
-    host.ahead(*[1e-3] * 50)
-    start = host.now
-    host.ahead(*[1e-3] * 1000)
-    assert host.now - start == pytest.approx(1, rel=0.001)
+    host.ahead(*[seconds] * 50)
+    busy = host.free
+    host.ahead(*[seconds] * 1000)
+    assert host.free - busy == pytest.approx(1000 * seconds)
 
 
-def test_a_host_that_was_away_learns_nothing_wrong() -> None:
+@pytest.mark.parametrize("steps", [50, LONG])
+def test_a_host_that_was_away_learns_nothing_wrong(steps: int) -> None:
     host = Host()
-    host.ahead(*[1e-3] * 50)
+    host.ahead(*[1e-3] * steps)
     host.now += 1e-2
     host.ahead(*[1e-3] * 3)
     found = host.ahead(*[1e-3] * 20)
-    assert sleeps(found) < 1.6
-    assert max(each.late for each in found[3:]) < 4e-4
+    assert sleeps_a_step(found) < 0.6
+    assert max(each.late for each in found[1:]) < 4e-4
 
 
 # Steps that somebody waits for

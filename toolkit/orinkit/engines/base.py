@@ -120,7 +120,7 @@ class Limits:
     logprobs: int
     """Alternatives told of each token."""
     run_ahead: int
-    """Steps that are launched and not yet read."""
+    """Least steps that are in flight while the next is launched."""
     snapshots: int
     """Places for copies of slots."""
 
@@ -166,7 +166,8 @@ class Pipeline(Protocol):
 
     @property
     def run_ahead(self) -> int:
-        """Steps that may be in flight while the next is launched; 0: a launched step has been done."""
+        """Steps that may be in flight while the next is launched, more while one kind of step follows itself; 0: a
+        launched step has been done."""
 
     @property
     def in_flight(self) -> int:

@@ -33,14 +33,16 @@ class CudaPipeline:
         self._limits = limits
         self.spare = caches.spare(limits.snapshots)
         self._logprobs: dict[int, int] = {}
-        self._flight: deque[tuple[int, int] | None] = deque()
+        self._flight: deque[int] = deque()
+        """Rows of each step; 0: it chooses and tells nothing."""
         self._waiting = Waiting()
-        self._launched = 0
+        self._next = self._noticed = 0
+        """Number of the oldest step in flight that tells something, and how many from it on are known to have told."""
         self._fault: EngineError | None = None
 
     @property
     def run_ahead(self) -> int:
-        return self._limits.run_ahead
+        return self._limits.run_ahead + self._waiting.ahead
 
     @property
     def in_flight(self) -> int:
@@ -90,43 +92,40 @@ class CudaPipeline:
 
     def collect(self, most: int) -> list[tuple[Chosen, ...]]:
         done: list[tuple[Chosen, ...]] = []
-        while self._flight:
-            oldest = self._flight[0]
-            if oldest is None:  # told nothing
+        while len(self._flight) > most:
+            if not self._flight[0]:
+                self._flight.popleft()
                 done.append(())
-            elif self._is_complete(oldest[0], may_wait=len(self._flight) > most):
-                done.append(self._choosing.ring.read(*oldest, self._logprobs))
-            else:
-                break
-            self._flight.popleft()
+                continue
+            if not self._noticed:
+                self._noticed = self._notice()
+            done.append(self._choosing.ring.read(self._next, self._flight.popleft(), self._logprobs))
+            self._next, self._noticed = self._next + 1, self._noticed - 1
         return done
 
     def _note(self, kind: tuple[str, int] | None, rows: int, begun: float) -> None:
         """A step of `rows` rows is on its way, whose launch began then; one of kind None chooses and tells nothing."""
         if kind is None:
-            self._flight.append(None)
+            self._flight.append(0)
             self._waiting.launched_silent()
         else:
-            self._flight.append((self._launched, rows))
-            self._launched += 1
+            self._flight.append(rows)
             self._waiting.launched(kind, begun, is_prompt=kind[0] != "decode")
         if len(self._flight) >= RING_STEPS:
             raise EngineError(f"expected fewer than {RING_STEPS} steps in flight; collect before launching more")
 
-    def _is_complete(self, step: int, may_wait: bool) -> bool:
-        """Whether the entries of a step can be read, at once or after a wait. Raises EngineError: the device failed."""
-        while not self._choosing.has_told(step):
-            if not may_wait:
-                return False
-            pause_s = self._waiting.pause()
+    def _notice(self) -> int:
+        """How many of the oldest steps have told, after a wait if none has. Raises EngineError: the device failed."""
+        count = self._waiting.together
+        while not self._choosing.has_told(self._next + count - 1):
+            pause_s = self._waiting.pause(count)
             if pause_s is None:
                 self._look()
             elif pause_s:
                 time.sleep(pause_s)
             else:
                 os.sched_yield()  # a sleep of 0 ends late like any other from Python 3.11 on
-        self._waiting.done()
-        return True
+        return self._waiting.done(self._choosing.num_complete() - self._next)
 
     def _look(self) -> None:
         """Raises EngineError: the device has failed."""

@@ -17,7 +17,7 @@ from orinkit.runtime.sampling import MAX_BIASES, MAX_LOGPROBS, History, Sampling
 from orinkit.runtime.steps import Stepper
 
 RUN_AHEAD = 2
-"""Steps in flight while the next is launched: enough to hide the host, and what an ended answer may cost."""
+"""Least steps in flight while the next is launched: enough to hide the host."""
 
 MAX_STOP_IDS = 32
 """Stop tokens of a request and of the model together."""

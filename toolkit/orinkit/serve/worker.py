@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import select
@@ -106,6 +107,8 @@ def _serve(handover: Handover, line: Line) -> NoReturn:
         handover.bundle, keys=None if handover.keys is None else load_keys(handover.keys), supported=VERSIONS
     )
     begin, scheduler = _loaded(bundle, handover.engine)
+    gc.collect()
+    gc.freeze()  # all of this stays; to look through it later would hold up every answer for tens of milliseconds
     line.send(wire.Ready(time.monotonic() - begin, scheduler.degraded))
     Loop(scheduler, bundle.manifest.golden, line).run()
 
