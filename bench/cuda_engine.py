@@ -13,6 +13,7 @@ come from memory.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import subprocess
@@ -127,6 +128,8 @@ def measure_serving(engine: CudaEngine, program: Program, args: argparse.Namespa
     most = max(args.prompts)
     capacity = max(args.depths) + 2 * STEPS
     pipeline = engine.pipeline(max(args.batches), capacity, min(most, capacity), LIMITS)
+    gc.collect()
+    gc.freeze()  # as the worker does
     allocations = engine.gpu.num_allocations
     for batch in args.batches:
         for depth in args.depths:
