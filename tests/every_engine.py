@@ -26,7 +26,8 @@ from orinkit.runtime.start import start
 
 EXACT = ("onnxruntime", "tensorrt")
 """Each sequence is computed by itself, so that its logits are the same whoever shares the steps, to the last bit."""
-ENGINES = (*EXACT, *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "tensorrt on cuda")))
+ON_GPU = tuple(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "tensorrt on cuda"))
+ENGINES = (*EXACT, *ON_GPU)
 LIBRARY = standin.ROOT / "build/kernels/liborin_kernels.so"
 
 

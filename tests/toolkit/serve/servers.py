@@ -69,9 +69,11 @@ class Reply:
 
 
 class Server:
-    """One daemon. Settings are flags of `orin-run serve`."""
+    """One daemon. Settings are flags of `orin-run serve`; with `fault` None its worker is the one that is shipped."""
 
-    def __init__(self, bundle: Path, fault: str = "", delay: float = 0.0, wrapper: tuple[str, ...] = (), **flags: Any):
+    def __init__(
+        self, bundle: Path, fault: str | None = "", delay: float = 0.0, wrapper: tuple[str, ...] = (), **flags: Any
+    ):
         self.folder = Path(tempfile.mkdtemp(prefix="orin-serve-"))
         self.injected = self.folder / "fault"
         self.log_path = self.folder / "log"
@@ -80,10 +82,10 @@ class Server:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
-            "ORIN_FI": fault or f"file:{self.injected}",
-            "ORIN_FI_DELAY": str(delay),
             "OPENBLAS_NUM_THREADS": "1",
         }
+        if fault is not None:
+            environment |= {"ORIN_FI": fault or f"file:{self.injected}", "ORIN_FI_DELAY": str(delay)}
         command = [*wrapper, sys.executable, "-m", "toolkit.serve.servers", json.dumps(flags)]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -254,7 +256,7 @@ def received(connected: socket.socket) -> bytes:
 
 def main() -> None:
     settings, _ = resolve(json.loads(sys.argv[1]), None)
-    sys.exit(daemon.run(settings, WORKER))
+    sys.exit(daemon.run(settings, WORKER) if "ORIN_FI" in os.environ else daemon.run(settings))
 
 
 if __name__ == "__main__":
