@@ -99,6 +99,6 @@ def table(figures: dict[str, Any]) -> list[str]:
     ]
     for row in _ROWS:
         values = figures[row]
-        cells = ("-" if values is None else f"{values[name] * 1e3:,.1f}" for name in _COLUMNS)
+        cells = ("-" if values is None else f"{values[name] * 1e3:,.2f}" for name in _COLUMNS)
         lines.append(row.replace("_", " ").ljust(16) + "".join(cell.rjust(10) for cell in cells))
     return lines
