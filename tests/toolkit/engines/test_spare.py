@@ -73,10 +73,10 @@ class States:
         return found | {"kv_3": [(value if row < rows else rest) + row for row in range(ROWS)]}
 
 
-def spare_of(gpu: Any, states: States, count: int = PLACES) -> Any:
+def spare_of(gpu: Any, states: States, count: int = PLACES, capacity: int = ROWS) -> Any:
     from orinkit.engines.spare import DeviceSpare
 
-    return DeviceSpare(gpu, states.states, count)
+    return DeviceSpare(gpu, states.states, count, capacity)
 
 
 def test_a_slot_comes_back_and_no_other_changes(gpu: Any) -> None:
@@ -102,6 +102,17 @@ def test_only_rows_that_the_sequence_fills_are_copied(gpu: Any, length: int) -> 
     assert [states.held(slot) for slot in (0, 1)] == [states.full(40), states.full(80)]
 
 
+@pytest.mark.parametrize("capacity", [ROWS, ROWS + 1], ids=["all tokens", "a ring"])
+def test_rows_that_the_slot_still_has_are_left(gpu: Any, capacity: int) -> None:
+    """But not those of a ring, which may have come round since."""
+    states = States(gpu)
+    spare = spare_of(gpu, states, capacity=capacity)
+    spare.save(0, 1, 4)
+    states.fill(0, 120)
+    spare.restore(1, 0, 4, has_rows=True)
+    assert states.held(0) == states.full(40, rows=0 if capacity == ROWS else 4, rest=120)
+
+
 def test_equal_states_are_copied_at_once(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One launch for all convolutions, one for all recurrent states, one for each layer's keys and values."""
     spare, copied = spare_of(gpu, States(gpu)), []
@@ -115,7 +126,7 @@ def test_states_at_other_distances_are_copied_one_by_one(gpu: Any) -> None:
 
     memory = [gpu.allocate(nbytes) for nbytes in (512, 2048, 512, 512)]
     states = {f"rec_{i}": SlotState(each.address, 256) for i, each in enumerate(memory)}
-    spare = DeviceSpare(gpu, states, 1)
+    spare = DeviceSpare(gpu, states, 1, capacity=8)
     for index, each in enumerate(memory):
         gpu.fill(each.address, index + 1, each.nbytes)
     spare.save(1, 0, 1)

@@ -40,13 +40,18 @@ class FakeSpare:
 
     caches: FakeCaches
     places: list[list[tuple[int, ...]]]
+    num_left: int = 0
+    """Restorations that left rows as they were."""
 
     def save(self, slot: int, place: int, length: int) -> None:
         assert length == sum(map(len, self.caches.steps[slot]))
         self.places[place] = list(self.caches.steps[slot])
 
-    def restore(self, place: int, slot: int, length: int) -> None:
+    def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
         assert length == sum(map(len, self.places[place]))
+        if has_rows:
+            self.num_left += 1
+            assert self.caches.steps[slot][: len(self.places[place])] == self.places[place]
         self.caches.steps[slot] = list(self.places[place])
 
 

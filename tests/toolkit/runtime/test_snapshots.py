@@ -23,12 +23,15 @@ class Places:
     """A spare that notes what is asked of it."""
 
     asked: list[tuple[str, int, int, int]] = field(default_factory=list)
+    left: list[bool] = field(default_factory=list)
+    """Of each restoration, whether the slot had the rows."""
 
     def save(self, slot: int, place: int, length: int) -> None:
         self.asked.append(("save", slot, place, length))
 
-    def restore(self, place: int, slot: int, length: int) -> None:
+    def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
         self.asked.append(("restore", place, slot, length))
+        self.left.append(has_rows)
 
 
 def request(rest: tuple[int, ...], client: str | None = None, max_tokens: int = 3) -> Request:
@@ -63,6 +66,7 @@ def test_a_beginning_is_computed_once(run_ahead: int | None) -> None:
     events = run(served)
     assert end_of(events, second).timings.reused_tokens == len(SYSTEM)
     assert tokens_of(events, second) == alone(request((40,)))
+    assert served._pipeline.spare.num_left == 1  # type: ignore[attr-defined]
     assert sum(len(inputs.input_ids) for name, inputs in engine.seen if name == "prefill") == fed + 1
 
 
@@ -115,6 +119,30 @@ def test_the_longest_beginning_is_taken() -> None:
     kept.save(whole, 0, 30)
     assert kept.restore(Request((*range(1, 30), 99, 98), cuts=(10, 20, 30)), 1) == 10, "only the outer cuts are kept"
     assert kept.restore(Request((*range(1, 31), 99), cuts=(10, 20, 30)), 1) == 30
+
+
+def test_a_slot_that_has_the_rows_keeps_them() -> None:
+    """Only from the very copy that was made of it or brought to it, and until another sequence begins there."""
+    places = Places()
+    kept = Snapshots(places, count=2, chunk=64)
+    short, long = (Request((*range(1, 40), last), cuts=(10, 30)) for last in (98, 99))
+    other = Request((7,) * 20)
+    assert kept.restore(short, 0) == 0
+    kept.save(short, 0, 10)
+    kept.save(short, 0, 30)
+    assert [kept.restore(long, slot) for slot in (0, 1, 1, 0)] == [30] * 4
+    assert places.left == [True, False, True, True]
+    assert kept.restore(Request((*range(1, 11), 50), cuts=(10,)), 0) == 10
+    assert kept.restore(long, 0) == 30, "which overwrote the rows behind"
+    assert places.left[4:] == [True, False]
+    assert kept.restore(other, 0) == 0
+    assert kept.restore(long, 0) == 30
+    assert places.left[6:] == [False]
+    kept.forget()
+    kept.save(long, 1, 30)
+    assert kept.restore(short, 0) == 30
+    assert kept.restore(short, 1) == 30
+    assert places.left[7:] == [False, True]
 
 
 def test_without_places_nothing_is_kept() -> None:

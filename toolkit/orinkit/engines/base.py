@@ -76,8 +76,12 @@ class Spare(Protocol):
     def save(self, slot: int, place: int, length: int) -> None:
         """Copy all states of a slot that holds `length` tokens, as they are behind the steps launched so far."""
 
-    def restore(self, place: int, slot: int, length: int) -> None:
-        """Copy back what was saved of `length` tokens, for the steps launched from here on."""
+    def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
+        """Copy back what was saved of `length` tokens, for the steps launched from here on.
+
+        A slot that `has_rows` has those of these tokens still, and has had others appended at most: keys and values
+        that nothing can have overwritten are left as they are.
+        """
 
 
 class Context(Protocol):

@@ -55,7 +55,7 @@ class CudaCaches:
         return self._memory.nbytes
 
     def spare(self, count: int) -> DeviceSpare:
-        return DeviceSpare(self._gpu, self._states, count)
+        return DeviceSpare(self._gpu, self._states, count, self._capacity)
 
 
 class CudaEngine:

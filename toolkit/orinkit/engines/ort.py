@@ -60,9 +60,10 @@ class OrtSpare:
         for name, array in self._caches.arrays.items():
             _copy(self._places[name][place], array[slot], length)
 
-    def restore(self, place: int, slot: int, length: int) -> None:
+    def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
         for name, array in self._caches.arrays.items():
-            _copy(array[slot], self._places[name][place], length)
+            if not (has_rows and array.ndim == 5 and array.shape[3] >= self._caches.capacity):
+                _copy(array[slot], self._places[name][place], length)
 
 
 def _copy(to: NDArray[Any], source: NDArray[Any], length: int) -> None:

@@ -68,6 +68,10 @@ class _Run:
         part = state.nbytes // state.planes
         return cls(state, place, state.planes, part, part)
 
+    def is_kept(self, capacity: int) -> bool:
+        """Whether a row stays where it is as long as a sequence is appended to: no ring, nor a state of all tokens."""
+        return self.state.rows >= capacity
+
     def width(self, length: int) -> int:
         """Bytes of each part that a sequence of `length` tokens fills."""
         rows = self.state.rows
@@ -77,8 +81,8 @@ class _Run:
 class DeviceSpare:
     """As many places as are asked for, each with room for all states of one slot; see `engines.base.Spare`."""
 
-    def __init__(self, gpu: Gpu, states: Mapping[str, SlotState], count: int) -> None:
-        """Raises DeviceError."""
+    def __init__(self, gpu: Gpu, states: Mapping[str, SlotState], count: int, capacity: int) -> None:
+        """`capacity`: most tokens of a slot. Raises DeviceError."""
         self._gpu = gpu
         in_order = sorted(states.values(), key=lambda state: (state.nbytes, state.address)) if count else []
         self._memory = Slabs(gpu, [count * state.nbytes for state in in_order])
@@ -90,14 +94,15 @@ class DeviceSpare:
             else:
                 runs.append([placed])
         self._runs = [_Run.of(run) for run in runs]
+        self._overwritten = [run for run in self._runs if not run.is_kept(capacity)]
 
     def save(self, slot: int, place: int, length: int) -> None:
         for run in self._runs:
             held, kept = run.state.address + slot * run.state.nbytes, run.place + place * run.state.nbytes
             self._gpu.copy((kept, run.place_pitch), (held, run.pitch), run.width(length), run.parts)
 
-    def restore(self, place: int, slot: int, length: int) -> None:
-        for run in self._runs:
+    def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
+        for run in self._overwritten if has_rows else self._runs:
             held, kept = run.state.address + slot * run.state.nbytes, run.place + place * run.state.nbytes
             self._gpu.copy((held, run.pitch), (kept, run.place_pitch), run.width(length), run.parts)
 

@@ -65,7 +65,7 @@ class TrtCaches:
         return self._memory.nbytes
 
     def spare(self, count: int) -> DeviceSpare:
-        return DeviceSpare(self._gpu, self._states, count)
+        return DeviceSpare(self._gpu, self._states, count, self._capacity)
 
 
 class TrtEngine:

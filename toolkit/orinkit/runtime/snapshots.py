@@ -40,16 +40,26 @@ class Snapshots:
         self._spare, self._chunk = spare, chunk
         self._free = list(range(count))
         self._kept: OrderedDict[int, _Snapshot] = OrderedDict()
+        self._rows: dict[int, list[_Snapshot]] = {}
+        """Whose tokens the first rows of each slot are: those that it was saved for or restored from."""
 
     def restore(self, request: Request, slot: int) -> int:
-        """Bring the longest beginning of a request that is kept to a slot: its tokens, 0 if there is none."""
+        """Bring the longest beginning of a request that is kept to a slot: its tokens, 0 if there is none.
+
+        Call it for every sequence that begins in a slot.
+        """
+        rows = self._rows.pop(slot, [])
         fitting = [place for place, kept in self._kept.items() if self._begins(request, kept)]
         if not fitting:
             return 0
         place = max(fitting, key=lambda place: len(self._kept[place].tokens))
-        length = len(self._kept[place].tokens)
+        kept = self._kept[place]
+        length = len(kept.tokens)
         self._kept.move_to_end(place)
-        self._spare.restore(place, slot, length)
+        # The very one, for another one of the same tokens may differ from it in the last bits.
+        has_rows = any(one is kept for one in rows)
+        self._spare.restore(place, slot, length, has_rows)
+        self._rows[slot] = [one for one in rows if len(one.tokens) <= length] if has_rows else [kept]
         return length
 
     def save(self, request: Request, slot: int, length: int) -> None:
@@ -64,11 +74,13 @@ class Snapshots:
         place = self._free.pop() if self._free else self._kept.popitem(last=False)[0]
         self._spare.save(slot, place, length)
         self._kept[place] = snapshot
+        self._rows.setdefault(slot, []).append(snapshot)
 
     def forget(self) -> None:
         """Keep nothing: what a slot held may be damaged."""
         self._free += self._kept
         self._kept.clear()
+        self._rows.clear()
 
     def _begins(self, request: Request, kept: _Snapshot) -> bool:
         length = len(kept.tokens)
