@@ -41,7 +41,7 @@ class Snapshots:
         self._free = list(range(count))
         self._kept: OrderedDict[int, _Snapshot] = OrderedDict()
         self._rows: dict[int, list[_Snapshot]] = {}
-        """Whose tokens the first rows of each slot are: those that it was saved for or restored from."""
+        """With which of them the rows of each slot begin: they were made of it, or brought to it."""
 
     def restore(self, request: Request, slot: int) -> int:
         """Bring the longest beginning of a request that is kept to a slot: its tokens, 0 if there is none.
