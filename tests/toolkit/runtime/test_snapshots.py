@@ -145,6 +145,17 @@ def test_a_slot_that_has_the_rows_keeps_them() -> None:
     assert places.left[7:] == [False, True]
 
 
+def test_rows_of_a_copy_that_has_made_room_are_none_of_the_next() -> None:
+    places = Places()
+    kept = Snapshots(places, count=1, chunk=64)
+    first, other = (Request((n,) * 20, cuts=(10,)) for n in (1, 2))
+    kept.save(first, 0, 10)
+    kept.save(other, 1, 10)
+    kept.save(first, 2, 10)
+    assert [kept.restore(first, slot) for slot in (0, 1, 2)] == [10, 10, 10]
+    assert places.left == [False, False, True]
+
+
 def test_without_places_nothing_is_kept() -> None:
     places = Places()
     kept = Snapshots(places, count=0, chunk=16)

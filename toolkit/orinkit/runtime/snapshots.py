@@ -40,26 +40,24 @@ class Snapshots:
         self._spare, self._chunk = spare, chunk
         self._free = list(range(count))
         self._kept: OrderedDict[int, _Snapshot] = OrderedDict()
-        self._rows: dict[int, list[_Snapshot]] = {}
-        """With which of them the rows of each slot begin: they were made of it, or brought to it."""
+        self._rows: dict[int, set[int]] = {}
+        """Places whose snapshots the rows of each slot begin with: they were made of it, or brought to it."""
 
     def restore(self, request: Request, slot: int) -> int:
         """Bring the longest beginning of a request that is kept to a slot: its tokens, 0 if there is none.
 
         Call it for every sequence that begins in a slot.
         """
-        rows = self._rows.pop(slot, [])
+        rows = self._rows.pop(slot, set())
         fitting = [place for place, kept in self._kept.items() if self._begins(request, kept)]
         if not fitting:
             return 0
         place = max(fitting, key=lambda place: len(self._kept[place].tokens))
-        kept = self._kept[place]
-        length = len(kept.tokens)
+        length = len(self._kept[place].tokens)
         self._kept.move_to_end(place)
-        # The very one, for another one of the same tokens may differ from it in the last bits.
-        has_rows = any(one is kept for one in rows)
+        has_rows = place in rows
         self._spare.restore(place, slot, length, has_rows)
-        self._rows[slot] = [one for one in rows if len(one.tokens) <= length] if has_rows else [kept]
+        self._rows[slot] = {each for each in rows if len(self._kept[each].tokens) <= length} if has_rows else {place}
         return length
 
     def save(self, request: Request, slot: int, length: int) -> None:
@@ -74,7 +72,9 @@ class Snapshots:
         place = self._free.pop() if self._free else self._kept.popitem(last=False)[0]
         self._spare.save(slot, place, length)
         self._kept[place] = snapshot
-        self._rows.setdefault(slot, []).append(snapshot)
+        for rows in self._rows.values():
+            rows.discard(place)  # the same tokens from another slot may differ in the last bits
+        self._rows.setdefault(slot, set()).add(place)
 
     def forget(self) -> None:
         """Keep nothing: what a slot held may be damaged."""
