@@ -115,7 +115,8 @@ class CudaPipeline:
             raise EngineError(f"expected fewer than {RING_STEPS} steps in flight; collect before launching more")
 
     def _notice(self) -> int:
-        """How many of the oldest steps have told, after a wait if none has. Raises EngineError: the device failed."""
+        """Wait for as many of the oldest steps as are to be waited for at once: how many have told. Raises EngineError:
+        the device failed."""
         count = self._waiting.together
         while not self._choosing.has_told(self._next + count - 1):
             pause_s = self._waiting.pause(count)

@@ -55,15 +55,18 @@ class OrtSpare:
     def __init__(self, caches: OrtCaches, count: int) -> None:
         self._caches = caches
         self._places = {name: np.zeros((count, *array.shape[1:]), array.dtype) for name, array in caches.arrays.items()}
+        self._overwritten = [
+            name for name, array in caches.arrays.items() if array.ndim != 5 or array.shape[3] < caches.capacity
+        ]
+        """All but keys and values that have a row for each token of the capacity."""
 
     def save(self, slot: int, place: int, length: int) -> None:
         for name, array in self._caches.arrays.items():
             _copy(self._places[name][place], array[slot], length)
 
     def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
-        for name, array in self._caches.arrays.items():
-            if not (has_rows and array.ndim == 5 and array.shape[3] >= self._caches.capacity):
-                _copy(array[slot], self._places[name][place], length)
+        for name in self._overwritten if has_rows else self._places:
+            _copy(self._caches.arrays[name][slot], self._places[name][place], length)
 
 
 def _copy(to: NDArray[Any], source: NDArray[Any], length: int) -> None:

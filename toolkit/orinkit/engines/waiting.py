@@ -91,7 +91,7 @@ class Waiting:
         """Whether all steps in flight are of one kind, and none a prompt."""
         return self._kind is not None and self._run >= len(self._flight)
 
-    def pause(self, count: int = 1) -> float | None:
+    def pause(self, count: int) -> float | None:
         """Seconds to sleep now that a look has found the `count` oldest steps, all of one kind, not all done; 0: yield
         the processor. None: it has been so long since the device was known to be sound that it is to be asked first."""
         now = self._missed = self._clock()
@@ -109,7 +109,7 @@ class Waiting:
             return 0.0
         return min(MOST_URGENT_S, max(URGENT_S, -rest / 32))
 
-    def done(self, complete: int = 1) -> int:
+    def done(self, complete: int) -> int:
         """A look has found the `complete` oldest steps done; how many of them are noted: all if every step in flight is
         of one kind, else the oldest."""
         now, missed = self._clock(), self._missed
