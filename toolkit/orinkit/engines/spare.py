@@ -68,6 +68,11 @@ class _Run:
         part = state.nbytes // state.planes
         return cls(state, place, state.planes, part, part)
 
+    def ends(self, slot: int, place: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Address and pitch of the parts in a slot, and of those in a place."""
+        held, kept = self.state.address + slot * self.state.nbytes, self.place + place * self.state.nbytes
+        return (held, self.pitch), (kept, self.place_pitch)
+
     def is_kept(self, capacity: int) -> bool:
         """Whether a row stays where it is as long as a sequence is appended to: no ring, nor a state of all tokens."""
         return self.state.rows >= capacity
@@ -98,13 +103,13 @@ class DeviceSpare:
 
     def save(self, slot: int, place: int, length: int) -> None:
         for run in self._runs:
-            held, kept = run.state.address + slot * run.state.nbytes, run.place + place * run.state.nbytes
-            self._gpu.copy((kept, run.place_pitch), (held, run.pitch), run.width(length), run.parts)
+            held, kept = run.ends(slot, place)
+            self._gpu.copy(kept, held, run.width(length), run.parts)
 
     def restore(self, place: int, slot: int, length: int, has_rows: bool = False) -> None:
         for run in self._overwritten if has_rows else self._runs:
-            held, kept = run.state.address + slot * run.state.nbytes, run.place + place * run.state.nbytes
-            self._gpu.copy((held, run.pitch), (kept, run.place_pitch), run.width(length), run.parts)
+            held, kept = run.ends(slot, place)
+            self._gpu.copy(held, kept, run.width(length), run.parts)
 
 
 def _is_run(states: list[_Placed]) -> bool:
